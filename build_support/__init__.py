@@ -1,0 +1,1 @@
+"""Used by setup.py only; not installed."""

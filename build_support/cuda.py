@@ -1,0 +1,123 @@
+"""Decides whether to build the CUDA kernels, and finds the toolkit that compiles them.
+
+``PERSIMMON_EXT_CUDA`` is ``auto`` (the default: when torch has CUDA and a matching toolkit is found), ``0`` or ``1``.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import site
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0+PTX"
+
+
+class CudaUnavailable(Exception):
+    """Why the CUDA kernels can't be built, in a sentence."""
+
+
+@dataclass(frozen=True)
+class CudaBuild:
+    root: Path  # the toolkit: root/bin/nvcc, root/include/cuda_runtime.h
+    version: str  # nvcc's, e.g. "13.0"
+    architectures: str  # as in TORCH_CUDA_ARCH_LIST, e.g. "8.0;9.0a;10.0+PTX"
+    include_dirs: tuple[Path, ...]  # headers from torch's CUDA wheels, for what the toolkit lacks
+
+    def cmake_architectures(self) -> str:
+        """``8.0;9.0a+PTX`` as CMake spells it: ``80-real;90a-real;90a-virtual``."""
+        names = []
+        for item in self.architectures.split(";"):
+            number = item.removesuffix("+PTX").replace(".", "")
+            names.append(f"{number}-real")
+            if item.endswith("+PTX"):
+                names.append(f"{number}-virtual")
+        return ";".join(names)
+
+
+def architectures() -> str:
+    """``TORCH_CUDA_ARCH_LIST``, checked and joined with semicolons, or the default."""
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES
+    items = [item for item in re.split(r"[;\s,]+", text) if item]
+    for item in items:
+        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", item)
+        if match is None:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST is {text!r}: {item!r} is not an architecture such as 8.0, 9.0a or 10.0+PTX."
+            )
+        if int(match[1]) < 8:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST names {item}: the kernels need compute capability 8.0 or later.")
+    return ";".join(dict.fromkeys(items))
+
+
+def toolkit_of(nvcc: Path) -> Path | None:
+    """The toolkit that an ``nvcc`` belongs to. It may be a wrapper script elsewhere, so nvcc itself is asked."""
+    try:
+        run = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+    except OSError:
+        return None
+    top = re.search(r"^#\$ TOP=(.+)$", run.stderr, flags=re.MULTILINE)
+    return Path(top[1].strip()).resolve() if top else None
+
+
+def find_toolkit() -> Path:
+    """The first usable toolkit of ``CUDA_HOME``, ``CUDA_PATH``, ``nvcc`` on PATH, and ``/usr/local/cuda``."""
+    tried = []
+    candidates: list[tuple[str, Path | None]] = [
+        (name, Path(os.environ[name])) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)
+    ]
+    if on_path := shutil.which("nvcc"):
+        candidates.append((f"nvcc on PATH ({on_path})", toolkit_of(Path(on_path))))
+    candidates.append(("the usual place", Path("/usr/local/cuda")))
+    for origin, root in candidates:
+        if root is None:
+            tried.append(f"{origin}: it doesn't say where its toolkit is")
+        elif not (root / "bin" / "nvcc").is_file():
+            tried.append(f"{origin}: there is no {root / 'bin' / 'nvcc'}")
+        elif not (root / "include" / "cuda_runtime.h").is_file():
+            tried.append(f"{origin}: there is no {root / 'include' / 'cuda_runtime.h'}")
+        else:
+            return root.resolve()
+    raise CudaUnavailable("no CUDA toolkit was found; tried " + "; ".join(tried) + ". Set CUDA_HOME to its folder.")
+
+
+def wheel_include_dirs() -> tuple[Path, ...]:
+    """Header folders of the ``nvidia-*`` packages that a CUDA build of torch installs beside itself."""
+    roots = {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"], *site.getsitepackages()}
+    return tuple(Path(p) for root in sorted(roots) for p in sorted(glob.glob(f"{root}/nvidia/*/include")))
+
+
+def decide(torch_cuda: str | None) -> CudaBuild | None:
+    """What to build, for a torch whose CUDA version is `torch_cuda` (None: a CPU build of torch).
+
+    Raises SystemExit with a sentence where ``PERSIMMON_EXT_CUDA=1`` can't be met.
+    """
+    wanted = os.environ.get("PERSIMMON_EXT_CUDA", "auto").strip().lower() or "auto"
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"PERSIMMON_EXT_CUDA is {wanted!r}; it must be auto, 0 or 1.")
+    if wanted == "0":
+        return None
+    try:
+        if torch_cuda is None:
+            raise CudaUnavailable("the installed torch is a CPU build. Install a CUDA build of torch first.")
+        root = find_toolkit()
+        text = subprocess.run([root / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release (\d+\.\d+)", text)
+        if release is None:
+            raise CudaUnavailable(f"{root / 'bin' / 'nvcc'} doesn't print its release.")
+        if release[1].split(".")[0] != torch_cuda.split(".")[0]:
+            raise CudaUnavailable(
+                f"torch was built with CUDA {torch_cuda} and the toolkit in {root} is {release[1]}: "
+                "their major versions must be equal. Set CUDA_HOME to a matching toolkit."
+            )
+    except CudaUnavailable as reason:
+        if wanted == "1":
+            raise SystemExit(f"PERSIMMON_EXT_CUDA=1, but {reason}") from None
+        print(f"persimmon_ext: building CPU kernels only: {reason}")
+        return None
+    return CudaBuild(root, release[1], architectures(), wheel_include_dirs())

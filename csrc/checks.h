@@ -1,0 +1,38 @@
+// Argument checks that read as sentences: the name, the rule, and the value that broke it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+
+namespace persimmon {
+
+inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes(), ".");
+}
+
+inline void check_dim(const at::Tensor& t, const char* name, int64_t dim) {
+  TORCH_CHECK_VALUE(t.dim() == dim, name, " must have ", dim, " dimensions, got shape ", t.sizes(), ".");
+}
+
+inline void check_dtype(const at::Tensor& t, const char* name, at::ScalarType dtype) {
+  TORCH_CHECK_TYPE(t.scalar_type() == dtype, name, " must be ", dtype, ", got ", t.scalar_type(), ".");
+}
+
+inline void check_same_device(const at::Tensor& t, const char* name, const at::Tensor& x, const char* x_name) {
+  TORCH_CHECK_VALUE(t.device() == x.device(), name, " must be on ", x_name, "'s device ", x.device(), ", got ",
+                    t.device(), ".");
+}
+
+// `t` has x's device and dtype, and the given shape.
+inline void check_like(const at::Tensor& t, const char* name, const at::Tensor& x, const char* x_name,
+                       at::IntArrayRef shape) {
+  check_same_device(t, name, x, x_name);
+  TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type(), name, " must have ", x_name, "'s dtype ", x.scalar_type(),
+                   ", got ", t.scalar_type(), ".");
+  check_shape(t, name, shape);
+}
+
+}  // namespace persimmon
