@@ -24,8 +24,7 @@ const char* name(Isa isa) {
 
 bool supported(Isa isa) {
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
@@ -53,8 +52,7 @@ static Isa choose() {
   std::string known;
   for (Isa candidate : kIsas) {
     if (std::strcmp(forced, name(candidate)) == 0) {
-      TORCH_CHECK_VALUE(supported(candidate), "PERSIMMON_EXT_ISA is ", forced,
-                        ", which this processor does not have.");
+      TORCH_CHECK_VALUE(supported(candidate), "PERSIMMON_EXT_ISA is ", forced, ", which this processor does not have.");
       return candidate;
     }
     known += std::string(known.empty() ? "" : ", ") + name(candidate);

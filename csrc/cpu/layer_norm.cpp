@@ -76,8 +76,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Ten
       .dtype = dtype_of(x, "x"),
   };
   parallel(layer_norm_backward_kernel(), params, chunks, rows_per_chunk * C * x.element_size());
-  const at::Tensor sums = partials.sum(0).to(w.scalar_type());
-  return {dx, sums[0], sums[1]};
+  const at::Tensor sums = partials.sum(0);
+  const auto gradient = [&](int64_t i) {  // a copy each: outputs must not share memory
+    return sums[i].to(w.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
+  };
+  return {dx, gradient(0), gradient(1)};
 }
 
 TORCH_LIBRARY_IMPL(persimmon_ext, CPU, m) {

@@ -24,28 +24,28 @@ struct f16 {
 
 // Declares `void name(const Params&, int64_t begin, int64_t end)` in each instruction set's namespace, and
 // `name##_kernel()`, which returns the one to use. [begin, end) is the kernel's own unit of parallel work.
-#define PERSIMMON_DECLARE_KERNEL(name, Params)                      \
-  namespace portable {                                              \
-  void name(const Params&, int64_t, int64_t);                       \
-  }                                                                 \
-  namespace avx2 {                                                  \
-  void name(const Params&, int64_t, int64_t);                       \
-  }                                                                 \
-  namespace avx512 {                                                \
-  void name(const Params&, int64_t, int64_t);                       \
-  }                                                                 \
-  namespace avx512_bf16 {                                           \
-  void name(const Params&, int64_t, int64_t);                       \
-  }                                                                 \
+#define PERSIMMON_DECLARE_KERNEL(name, Params)                               \
+  namespace portable {                                                       \
+  void name(const Params&, int64_t, int64_t);                                \
+  }                                                                          \
+  namespace avx2 {                                                           \
+  void name(const Params&, int64_t, int64_t);                                \
+  }                                                                          \
+  namespace avx512 {                                                         \
+  void name(const Params&, int64_t, int64_t);                                \
+  }                                                                          \
+  namespace avx512_bf16 {                                                    \
+  void name(const Params&, int64_t, int64_t);                                \
+  }                                                                          \
   inline auto name##_kernel() -> void (*)(const Params&, int64_t, int64_t) { \
-    switch (isa()) {                                                \
-      case Isa::avx512_bf16:                                        \
-        return avx512_bf16::name;                                   \
-      case Isa::avx512:                                             \
-        return avx512::name;                                        \
-      case Isa::avx2:                                               \
-        return avx2::name;                                          \
-      default:                                                      \
-        return portable::name;                                      \
-    }                                                               \
+    switch (isa()) {                                                         \
+      case Isa::avx512_bf16:                                                 \
+        return avx512_bf16::name;                                            \
+      case Isa::avx512:                                                      \
+        return avx512::name;                                                 \
+      case Isa::avx2:                                                        \
+        return avx2::name;                                                   \
+      default:                                                               \
+        return portable::name;                                               \
+    }                                                                        \
   }

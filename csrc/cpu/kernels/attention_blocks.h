@@ -1,0 +1,67 @@
+// Shared by attention and its gradient: which keys a query sees, and blocks of rows converted to fp32. Only for files
+// compiled per instruction set.
+#pragma once
+
+#include "attention.h"
+#include "shuffle.h"
+
+namespace persimmon::cpu::PERSIMMON_ISA {
+
+PERSIMMON_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+PERSIMMON_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// What the queries of one sequence see: query t sees keys [begin, end(t)).
+struct Visible {
+  int64_t begin, limit, offset;
+
+  PERSIMMON_INLINE Visible of(const AttentionShape& s, int64_t b) {
+    const int64_t start = s.start != nullptr ? s.start[b] : 0, length = s.length != nullptr ? s.length[b] : s.S;
+    return {min_of(max_of(start, 0), s.S), min_of(max_of(length, 0), s.S),
+            s.offset != nullptr ? s.offset[b] : s.S - s.T};
+  }
+  // Nothing where end(t) <= begin. No sum overflows, whatever the offset.
+  int64_t end(int64_t t) const { return offset < limit - t ? offset + t + 1 : limit; }
+};
+
+// 0 to kLanes - 1, to compare with a count of visible keys.
+PERSIMMON_INLINE vf lane_numbers() {
+  vf lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = float(i);
+  return lane;
+}
+
+template <class T>
+PERSIMMON_INLINE const T* row_of(const Rows& rows, int64_t b, int64_t h, int64_t row) {
+  return static_cast<const T*>(rows.data) + b * rows.batch_stride + h * rows.head_stride + row * rows.row_stride;
+}
+
+// dst [count, padded(D)] = fp32 of `count` rows of D elements, zeros beyond D.
+template <class T>
+PERSIMMON_INLINE void load_rows(const T* src, int64_t row_stride, int64_t count, int64_t D, float* dst) {
+  for (int64_t r = 0; r < count; ++r) {
+    const T* x = src + r * row_stride;
+    float* y = dst + r * padded(D);
+    for_each_vector(D, [&](int64_t i, int n) { store(y + i, load_up_to(x + i, n)); });
+    for (int64_t i = (D + kLanes - 1) / kLanes * kLanes; i < padded(D); i += kLanes) store(y + i, vf{});
+  }
+}
+
+// dst [D, kKeyBlock] = fp32 of `count` rows of D elements, transposed; columns beyond `count` are zero. Rows of dst
+// beyond D, up to padded(D), may be written.
+template <class T>
+PERSIMMON_INLINE void load_transposed(const T* src, int64_t row_stride, int64_t count, int64_t D, float* dst) {
+  for (int64_t r = 0; r < kKeyBlock; r += kLanes) {
+    for_each_vector(D, [&](int64_t i, int n) {
+      vf block[kLanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) block[j] = r + j < count ? load_up_to(src + (r + j) * row_stride + i, n) : vf{};
+      transpose(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) store(dst + (i + j) * kKeyBlock + r, block[j]);
+    });
+  }
+}
+
+PERSIMMON_INLINE void fill_zero(float* x, int64_t n) { __builtin_memset(x, 0, sizeof(float) * n); }
+
+}  // namespace persimmon::cpu::PERSIMMON_ISA

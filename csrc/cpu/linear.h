@@ -1,0 +1,57 @@
+// What the products (linear, sparse_linear and their quantised forms) share: checked operands, and the pieces that a
+// product is put together from.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <optional>
+
+#include "kernels/linear.h"
+#include "kernels/sparse_linear.h"
+
+namespace persimmon::cpu {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// x W^T with x [..., K] and W [N, K]: checked, and flattened to M rows.
+struct Product {
+  at::Tensor x;         // [M, K] contiguous
+  at::Tensor bias;      // [N] contiguous, or undefined
+  at::Tensor residual;  // [M, N] contiguous, or undefined
+  at::Tensor y;         // [..., N] to be written
+  bool relu2;
+  int64_t M, N, K;
+  DType dtype;
+
+  at::Tensor y2d() const;
+  Epilogue epilogue() const;
+};
+
+Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
+                     const OptionalTensor& residual, bool relu2);
+
+using LinearKernel = void (*)(const LinearParams&, int64_t, int64_t);
+using SparseKernel = void (*)(const SparseLinearParams&, int64_t, int64_t);
+
+// At most kFewRows rows of x: `weight` as the kernel wants it, `scale` undefined where there is none, and the size in
+// bytes of a row of the weight.
+void few_rows_product(LinearKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
+                      int64_t row_bytes, bool x_bf16);
+
+// At most kFewRows rows of x and row j of W^T contiguous. Takes every row, or those that x does not multiply by zero.
+// `group_scale` goes to the kernel, `column_scale` [N] multiplies the sums; both may be undefined.
+void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,
+                      const at::Tensor& column_scale, int64_t row_bytes, bool all_rows, bool h_bf16);
+
+// y = act(y) + residual in place, after a matrix product that has added the bias.
+void apply_epilogue(const Product& p);
+
+// Any number of rows, for a weight that is only ever converted a bounded tile at a time: tile(n, rows) returns its rows
+// [n, n + rows) in product_type of x's dtype; n is a multiple of kInt4Group.
+void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, int64_t rows)>& tile);
+
+// Any number of rows: torch's matrix product, then the epilogue. weight [N, K] of any strides.
+void dense_product(const Product& p, const at::Tensor& weight);
+
+}  // namespace persimmon::cpu

@@ -1,0 +1,167 @@
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include <vector>
+
+#include "binding.h"
+#include "linear.h"
+#include "product_type.h"
+#include "sparse_rule.h"
+
+namespace persimmon::cpu {
+namespace {
+
+const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+const float* floats_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+
+int64_t epilogue_blocks(const Product& p) { return p.M * ((p.N + kEpilogueColumns - 1) / kEpilogueColumns); }
+
+}  // namespace
+
+at::Tensor Product::y2d() const { return y.view({M, N}); }
+
+Epilogue Product::epilogue() const {
+  return {.bias = data_or_null(bias), .residual = data_or_null(residual), .relu2 = relu2};
+}
+
+Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
+                     const OptionalTensor& residual, bool relu2) {
+  const DType dtype = dtype_of(x, "x");
+  TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
+  TORCH_CHECK_VALUE(x.size(-1) == K, "x must have the weight's ", K, " columns in its last dimension, got shape ",
+                    x.sizes(), ".");
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = N;
+  int64_t M = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) M *= x.size(i);
+  if (bias) check_like(*bias, "bias", x, "x", {N});
+  if (residual) check_like(*residual, "residual", x, "x", sizes);
+  return {
+      .x = x.contiguous().view({M, K}),
+      .bias = bias ? bias->contiguous() : at::Tensor(),
+      .residual = residual ? residual->contiguous() : at::Tensor(),
+      .y = at::empty(sizes, x.options()),
+      .relu2 = relu2,
+      .M = M,
+      .N = N,
+      .K = K,
+      .dtype = dtype,
+  };
+}
+
+void few_rows_product(LinearKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
+                      int64_t row_bytes, bool x_bf16) {
+  const at::Tensor x = x_bf16 ? p.x : p.x.to(at::kFloat);
+  const LinearParams params{
+      .x = x.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .scale = floats_or_null(scale),
+      .epilogue = p.epilogue(),
+      .y = p.y.mutable_data_ptr(),
+      .M = p.M,
+      .N = p.N,
+      .K = p.K,
+      .dtype = p.dtype,
+  };
+  parallel(kernel, params, (p.N + kMatvecRows - 1) / kMatvecRows, kMatvecRows * row_bytes);
+}
+
+void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,
+                      const at::Tensor& column_scale, int64_t row_bytes, bool all_rows, bool h_bf16) {
+  TORCH_CHECK_VALUE(p.K <= INT32_MAX, "the weight must have fewer than 2^31 hidden units, got ", p.K, ".");
+  const auto bytes = p.x.options().dtype(at::kByte);
+  const at::Tensor mask = at::empty({p.K}, bytes);
+  const at::Tensor rows = at::empty({p.K + 1}, bytes.dtype(at::kInt));  // the compaction writes one behind the last
+  const int64_t padded = (p.K + kAxpyRows - 1) / kAxpyRows * kAxpyRows;
+  const at::Tensor h = at::empty({padded, p.M}, bytes.dtype(h_bf16 ? at::kBFloat16 : at::kFloat));
+  int64_t count = 0;
+  const GatherRowsParams gather{
+      .x = p.x.const_data_ptr(),
+      .mask = mask.mutable_data_ptr<uint8_t>(),
+      .rows = rows.mutable_data_ptr<int32_t>(),
+      .h = h.mutable_data_ptr(),
+      .count = &count,
+      .M = p.M,
+      .F = p.K,
+      .all = all_rows,
+      .h_bf16 = h_bf16,
+      .dtype = p.dtype,
+  };
+  gather_rows_kernel()(gather, 0, 1);
+
+  const int64_t per_chunk = rows_per_chunk(count), chunks = (count + per_chunk - 1) / per_chunk;
+  const int64_t blocks = (p.N + kSumColumns - 1) / kSumColumns;
+  const at::Tensor partials = at::empty({chunks, blocks, p.M, kSumColumns}, bytes.dtype(at::kFloat));
+  const SparseLinearParams params{
+      .weight = weight.const_data_ptr(),
+      .scale = floats_or_null(group_scale),
+      .rows = rows.const_data_ptr<int32_t>(),
+      .h = h.const_data_ptr(),
+      .partials = partials.mutable_data_ptr<float>(),
+      .count = count,
+      .M = p.M,
+      .C = p.N,
+      .blocks = blocks,
+      .rows_per_chunk = per_chunk,
+      .dtype = p.dtype,
+  };
+  parallel(kernel, params, chunks, per_chunk * row_bytes);
+
+  const SumPartialsParams sum{
+      .partials = partials.const_data_ptr<float>(),
+      .scale = floats_or_null(column_scale),
+      .epilogue = p.epilogue(),
+      .y = p.y.mutable_data_ptr(),
+      .chunks = chunks,
+      .blocks = blocks,
+      .block = kSumColumns,
+      .M = p.M,
+      .N = p.N,
+      .dtype = p.dtype,
+  };
+  parallel(sum_partials_kernel(), sum, epilogue_blocks(p), chunks * kEpilogueColumns * int64_t(sizeof(float)));
+}
+
+void apply_epilogue(const Product& p) {
+  if (!p.relu2 && !p.residual.defined()) return;
+  const LinearEpilogueParams params{
+      .y = p.y.mutable_data_ptr(),
+      .residual = data_or_null(p.residual),
+      .N = p.N,
+      .relu2 = p.relu2,
+      .dtype = p.dtype,
+  };
+  parallel(linear_epilogue_kernel(), params, epilogue_blocks(p), kEpilogueColumns * p.y.element_size());
+}
+
+void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, int64_t rows)>& tile) {
+  constexpr int64_t kTileElements = 1 << 22, kMaxTileRows = 4096;  // of the weight: 16 MiB in fp32
+  const int64_t tile_rows = std::clamp<int64_t>(kTileElements / std::max<int64_t>(p.K, 1) / kInt4Group * kInt4Group,
+                                                kInt4Group, kMaxTileRows);
+  const at::Tensor x = p.x.to(product_type(p.x.scalar_type()));
+  for (int64_t n = 0; n < p.N; n += tile_rows) {
+    const int64_t rows = std::min(tile_rows, p.N - n);
+    at::Tensor y = at::mm(x, tile(n, rows).t());
+    if (p.bias.defined()) y.add_(p.bias.narrow(0, n, rows));
+    p.y2d().narrow(1, n, rows).copy_(y);
+  }
+  apply_epilogue(p);
+}
+
+void dense_product(const Product& p, const at::Tensor& weight) {
+  const at::ScalarType type = product_type(weight.scalar_type());
+  if (type != weight.scalar_type()) {
+    return tiled_product(p, [&](int64_t n, int64_t rows) { return weight.narrow(0, n, rows).to(type); });
+  }
+  at::Tensor y = p.y2d();
+  if (p.bias.defined()) {
+    at::addmm_out(y, p.bias, p.x, weight.t());
+  } else {
+    at::mm_out(y, p.x, weight.t());
+  }
+  apply_epilogue(p);
+}
+
+}  // namespace persimmon::cpu

@@ -1,0 +1,198 @@
+#include "qk_norm_rope.h"
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "binding.h"
+#include "kernels/qk_norm_rope.h"
+
+namespace persimmon::cpu {
+namespace {
+
+void check_qkv(const at::Tensor& qkv, const at::Tensor& q_weight, const at::Tensor& k_weight) {
+  check_dim(qkv, "qkv", 5);
+  TORCH_CHECK_VALUE(qkv.size(3) == 3, "qkv must have shape [B, T, H, 3, D], got ", qkv.sizes(), ".");
+  TORCH_CHECK_VALUE(qkv.size(4) >= 1, "qkv must have a head dimension of at least 1, got shape ", qkv.sizes(), ".");
+  check_like(q_weight, "q_weight", qkv, "qkv", {qkv.size(4)});
+  check_like(k_weight, "k_weight", qkv, "qkv", {qkv.size(4)});
+}
+
+// cos or sin: fp32 [B or 1, T, R/2] with R <= D.
+void check_angles(const at::Tensor& angles, const char* name, const at::Tensor& qkv) {
+  check_same_device(angles, name, qkv, "qkv");
+  check_dtype(angles, name, at::kFloat);
+  check_dim(angles, name, 3);
+  TORCH_CHECK_VALUE(angles.size(0) == 1 || angles.size(0) == qkv.size(0), name, " must have batch size 1 or ",
+                    qkv.size(0), ", got shape ", angles.sizes(), ".");
+  TORCH_CHECK_VALUE(angles.size(1) == qkv.size(1), name, " must have one row for each of ", qkv.size(1),
+                    " tokens, got shape ", angles.sizes(), ".");
+  TORCH_CHECK_VALUE(2 * angles.size(2) <= qkv.size(4), name, " must have at most D/2 = ", qkv.size(4) / 2,
+                    " columns, got shape ", angles.sizes(), ".");
+}
+
+void check_rotation(const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& qkv) {
+  check_angles(cos, "cos", qkv);
+  check_angles(sin, "sin", qkv);
+  check_shape(sin, "sin", cos.sizes());
+}
+
+int64_t angle_batch_stride(const at::Tensor& cos) { return cos.size(0) == 1 ? 0 : cos.size(1) * cos.size(2); }
+
+RowsOut rows_out(const at::Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
+
+void check_cache(const at::Tensor& cache, const char* name, const at::Tensor& qkv, int64_t S) {
+  check_like(cache, name, qkv, "qkv", {qkv.size(0), qkv.size(2), S, qkv.size(4)});
+  TORCH_CHECK_VALUE(cache.size(3) == 1 || cache.stride(3) == 1, name, " must be contiguous in its last dimension, got ",
+                    "strides ", cache.strides(), ".");
+  TORCH_CHECK_VALUE(at::has_internal_overlap(cache) != at::MemOverlap::Yes, name,
+                    " must not be an expanded tensor, got strides ", cache.strides(), ".");
+}
+
+void check_slots(const at::Tensor& slots, const at::Tensor& qkv, int64_t S) {
+  check_same_device(slots, "slots", qkv, "qkv");
+  check_dtype(slots, "slots", at::kLong);
+  check_shape(slots, "slots", {qkv.size(0), qkv.size(1)});
+  const int64_t* values = slots.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < slots.numel(); ++i) {
+    TORCH_CHECK_INDEX(values[i] >= -1 && values[i] < S, "slots must lie in [-1, ", S, "), the rows of the cache, got ",
+                      values[i], " for token ", i % qkv.size(1), " of batch row ", i / qkv.size(1), ".");
+  }
+}
+
+// Writes k and v to `k_out` and `v_out` [B, H, S, D] and returns q; slots: contiguous [B, T], or undefined for row t.
+at::Tensor run(const at::Tensor& qkv_, const QkNorms& norms, const at::Tensor& cos_, const at::Tensor& sin_,
+               const at::Tensor& k_out, const at::Tensor& v_out, const at::Tensor& slots, double eps) {
+  const at::Tensor qkv = qkv_.contiguous(), cos = cos_.contiguous(), sin = sin_.contiguous();
+  const at::Tensor q_weight = norms.q_weight.contiguous(), q_bias = norms.q_bias.contiguous();
+  const at::Tensor k_weight = norms.k_weight.contiguous(), k_bias = norms.k_bias.contiguous();
+  const int64_t B = qkv.size(0), T = qkv.size(1), H = qkv.size(2), D = qkv.size(4);
+  const at::Tensor q = at::empty({B, H, T, D}, qkv.options());
+  const QkNormRopeParams params{
+      .qkv = qkv.const_data_ptr(),
+      .q_weight = q_weight.const_data_ptr(),
+      .q_bias = q_bias.const_data_ptr(),
+      .k_weight = k_weight.const_data_ptr(),
+      .k_bias = k_bias.const_data_ptr(),
+      .cos = cos.const_data_ptr<float>(),
+      .sin = sin.const_data_ptr<float>(),
+      .slots = slots.defined() ? slots.const_data_ptr<int64_t>() : nullptr,
+      .q = q.mutable_data_ptr(),
+      .k = rows_out(k_out),
+      .v = rows_out(v_out),
+      .angle_batch_stride = angle_batch_stride(cos),
+      .T = T,
+      .H = H,
+      .D = D,
+      .R = 2 * cos.size(2),
+      .eps = float(eps),
+      .dtype = dtype_of(qkv, "qkv"),
+  };
+  if (q.numel() == 0) return q;
+  if (!slots.defined()) {
+    parallel(qk_norm_rope_kernel(), params, B * H * T, 6 * D * qkv.element_size());
+    return q;
+  }
+  // One thread writes all tokens of a head, in order: where slots repeat, the last token wins.
+  const int64_t grain = std::max<int64_t>(1, (64 << 10) / (6 * T * D * qkv.element_size()));
+  at::parallel_for(0, B * H, grain,
+                   [&](int64_t begin, int64_t end) { qk_norm_rope_kernel()(params, begin * T, end * T); });
+  return q;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> qk_norm_rope(const at::Tensor& qkv, const at::Tensor& q_weight,
+                                                            const at::Tensor& q_bias, const at::Tensor& k_weight,
+                                                            const at::Tensor& k_bias, const at::Tensor& cos,
+                                                            const at::Tensor& sin, double eps) {
+  check_qkv(qkv, q_weight, k_weight);
+  check_like(q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
+  check_like(k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
+  check_rotation(cos, sin, qkv);
+  const at::Tensor k = at::empty({qkv.size(0), qkv.size(2), qkv.size(1), qkv.size(4)}, qkv.options());
+  const at::Tensor v = at::empty_like(k);
+  return {run(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, k, v, at::Tensor(), eps), k, v};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> qk_norm_rope_backward(
+    const at::Tensor& dq_, const at::Tensor& dk_, const at::Tensor& dv_, const at::Tensor& qkv_,
+    const at::Tensor& q_weight_, const at::Tensor& k_weight_, const at::Tensor& cos_, const at::Tensor& sin_,
+    double eps) {
+  check_qkv(qkv_, q_weight_, k_weight_);
+  check_rotation(cos_, sin_, qkv_);
+  const int64_t B = qkv_.size(0), T = qkv_.size(1), H = qkv_.size(2), D = qkv_.size(4);
+  check_like(dq_, "dq", qkv_, "qkv", {B, H, T, D});
+  check_like(dk_, "dk", qkv_, "qkv", {B, H, T, D});
+  check_like(dv_, "dv", qkv_, "qkv", {B, H, T, D});
+  const at::Tensor dq = dq_.contiguous(), dk = dk_.contiguous(), dv = dv_.contiguous(), qkv = qkv_.contiguous();
+  const at::Tensor q_weight = q_weight_.contiguous(), k_weight = k_weight_.contiguous();
+  const at::Tensor cos = cos_.contiguous(), sin = sin_.contiguous();
+  // A fixed number of chunks, whatever the number of threads: the order of summation never changes.
+  constexpr int64_t kMaxChunks = 64;
+  const int64_t rows = B * T * H;
+  const int64_t rows_per_chunk = std::max<int64_t>(64, (rows + kMaxChunks - 1) / kMaxChunks);
+  const int64_t chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
+  const at::Tensor dqkv = at::empty_like(qkv);
+  const at::Tensor partials = at::empty({chunks, 5, D}, qkv.options().dtype(at::kFloat));
+  const QkNormRopeBackwardParams params{
+      .dq = dq.const_data_ptr(),
+      .dk = dk.const_data_ptr(),
+      .dv = dv.const_data_ptr(),
+      .qkv = qkv.const_data_ptr(),
+      .q_weight = q_weight.const_data_ptr(),
+      .k_weight = k_weight.const_data_ptr(),
+      .cos = cos.const_data_ptr<float>(),
+      .sin = sin.const_data_ptr<float>(),
+      .dqkv = dqkv.mutable_data_ptr(),
+      .partials = partials.mutable_data_ptr<float>(),
+      .angle_batch_stride = angle_batch_stride(cos),
+      .T = T,
+      .H = H,
+      .D = D,
+      .R = 2 * cos.size(2),
+      .rows = rows,
+      .rows_per_chunk = rows_per_chunk,
+      .eps = float(eps),
+      .dtype = dtype_of(qkv, "qkv"),
+  };
+  parallel(qk_norm_rope_backward_kernel(), params, chunks, rows_per_chunk * 9 * D * qkv.element_size());
+  const at::Tensor sums = partials.sum(0);
+  const auto gradient = [&](int64_t i) {  // a copy each: outputs must not share memory
+    return sums[i].to(q_weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
+  };
+  return {dqkv, gradient(0), gradient(1), gradient(2), gradient(3)};
+}
+
+at::Tensor qk_norm_rope_append_(const at::Tensor& qkv, const at::Tensor& q_weight, const at::Tensor& q_bias,
+                                const at::Tensor& k_weight, const at::Tensor& k_bias, const at::Tensor& cos,
+                                const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
+                                const at::Tensor& slots, double eps) {
+  return qk_norm_rope_append(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, k_cache, v_cache, slots, eps);
+}
+
+TORCH_LIBRARY_IMPL(persimmon_ext, CPU, m) {
+  m.impl("qk_norm_rope", qk_norm_rope);
+  m.impl("qk_norm_rope_backward", qk_norm_rope_backward);
+  m.impl("qk_norm_rope_append_", qk_norm_rope_append_);
+}
+
+}  // namespace
+
+at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
+                               const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
+                               const at::Tensor& slots_, double eps) {
+  check_qkv(qkv, norms.q_weight, norms.k_weight);
+  check_like(norms.q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
+  check_like(norms.k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
+  check_rotation(cos, sin, qkv);
+  check_dim(k_cache, "k_cache", 4);
+  check_cache(k_cache, "k_cache", qkv, k_cache.size(2));
+  check_cache(v_cache, "v_cache", qkv, k_cache.size(2));
+  const at::Tensor slots = slots_.contiguous();
+  check_slots(slots, qkv, k_cache.size(2));
+  return run(qkv, norms, cos, sin, k_cache, v_cache, slots, eps);
+}
+
+}  // namespace persimmon::cpu
