@@ -1,0 +1,88 @@
+// What a kernel sees under nvcc: element types, conversions, shared arrays, launch.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#define SIMT_DEVICE __device__ __forceinline__
+
+// A statically sized array in shared memory; declared at the top of a kernel.
+#define SIMT_SHARED(type, name, count) __shared__ type name[count]
+
+namespace simt {
+
+using bf16 = __nv_bfloat16;
+using fp16 = __half;
+
+SIMT_DEVICE float to_float(float value) { return value; }
+SIMT_DEVICE float to_float(bf16 value) { return __bfloat162float(value); }
+SIMT_DEVICE float to_float(fp16 value) { return __half2float(value); }
+
+// Rounds to nearest even.
+template <class T>
+SIMT_DEVICE T from_float(float value);
+template <>
+SIMT_DEVICE float from_float<float>(float value) {
+  return value;
+}
+template <>
+SIMT_DEVICE bf16 from_float<bf16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+SIMT_DEVICE fp16 from_float<fp16>(float value) {
+  return __float2half_rn(value);
+}
+
+// Two 16-bit elements in one word, the first in the low half.
+template <class T>
+SIMT_DEVICE uint32_t pack2(float low, float high);
+template <>
+SIMT_DEVICE uint32_t pack2<bf16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+template <>
+SIMT_DEVICE uint32_t pack2<fp16>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+
+template <class T>
+SIMT_DEVICE float2 unpack2(uint32_t word);
+template <>
+SIMT_DEVICE float2 unpack2<bf16>(uint32_t word) {
+  __nv_bfloat162 pair;
+  memcpy(&pair, &word, sizeof(pair));
+  return __bfloat1622float2(pair);
+}
+template <>
+SIMT_DEVICE float2 unpack2<fp16>(uint32_t word) {
+  __half2 pair;
+  memcpy(&pair, &word, sizeof(pair));
+  return __half22float2(pair);
+}
+
+// 16-byte accesses to global memory; the address is a multiple of 16.
+SIMT_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
+SIMT_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
+
+// Starts `kernel` on `stream` and returns the launch's own error, which is cleared so that it is reported once.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, const Args&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  return error;
+}
+
+}  // namespace simt
