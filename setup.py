@@ -6,6 +6,6 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).parent))  # pip runs this file without its folder on the path
-from build_support.build_ext import CMakeBuild  # noqa: E402
+from build_support.build_ext import CMakeBuild
 
 setup(ext_modules=[Extension("persimmon_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -21,7 +21,9 @@ def require(program: str) -> str:
     # pip puts cmake and ninja beside the interpreter that installed them, which need not be on PATH.
     path = shutil.which(program, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if path is None:
-        raise SystemExit(f"{program} is not installed; `pip install cmake ninja pybind11 setuptools` brings what is needed.")
+        raise SystemExit(
+            f"{program} is not installed; `pip install cmake ninja pybind11 setuptools` brings what is needed."
+        )
     return path
 
 
@@ -40,7 +42,7 @@ class CMakeBuild(build_ext):
         from torch.utils.cpp_extension import include_paths, library_paths
 
         version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-        if not (2, 11) <= version:
+        if not version >= (2, 11):
             raise SystemExit(f"persimmon_ext needs torch 2.11 or later, and {torch.__version__} is installed.")
         plan = cuda.decide(torch.version.cuda)
         # One build folder per interpreter and torch: switching between environments never mixes objects.
@@ -80,6 +82,6 @@ class CMakeBuild(build_ext):
 
     @staticmethod
     def run_tool(command: list) -> None:
-        status = subprocess.run([str(part) for part in command]).returncode
+        status = subprocess.run([str(part) for part in command], check=False).returncode
         if status != 0:
             raise SystemExit(f"{command[0]} failed with exit status {status}; its messages are above.")

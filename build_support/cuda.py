@@ -18,7 +18,7 @@ from pathlib import Path
 DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0+PTX"
 
 
-class CudaUnavailable(Exception):
+class CudaUnavailableError(Exception):
     """Why the CUDA kernels can't be built, in a sentence."""
 
 
@@ -58,7 +58,8 @@ def architectures() -> str:
 def toolkit_of(nvcc: Path) -> Path | None:
     """The toolkit that an ``nvcc`` belongs to. It may be a wrapper script elsewhere, so nvcc itself is asked."""
     try:
-        run = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+        command = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
+        run = subprocess.run(command, check=False, capture_output=True, text=True)
     except OSError:
         return None
     top = re.search(r"^#\$ TOP=(.+)$", run.stderr, flags=re.MULTILINE)
@@ -83,7 +84,9 @@ def find_toolkit() -> Path:
             tried.append(f"{origin}: there is no {root / 'include' / 'cuda_runtime.h'}")
         else:
             return root.resolve()
-    raise CudaUnavailable("no CUDA toolkit was found; tried " + "; ".join(tried) + ". Set CUDA_HOME to its folder.")
+    raise CudaUnavailableError(
+        "no CUDA toolkit was found; tried " + "; ".join(tried) + ". Set CUDA_HOME to its folder."
+    )
 
 
 def wheel_include_dirs() -> tuple[Path, ...]:
@@ -104,18 +107,18 @@ def decide(torch_cuda: str | None) -> CudaBuild | None:
         return None
     try:
         if torch_cuda is None:
-            raise CudaUnavailable("the installed torch is a CPU build. Install a CUDA build of torch first.")
+            raise CudaUnavailableError("the installed torch is a CPU build. Install a CUDA build of torch first.")
         root = find_toolkit()
-        text = subprocess.run([root / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
-        release = re.search(r"release (\d+\.\d+)", text)
+        said = subprocess.run([root / "bin" / "nvcc", "--version"], check=False, capture_output=True, text=True)
+        release = re.search(r"release (\d+\.\d+)", said.stdout)
         if release is None:
-            raise CudaUnavailable(f"{root / 'bin' / 'nvcc'} doesn't print its release.")
+            raise CudaUnavailableError(f"{root / 'bin' / 'nvcc'} doesn't print its release.")
         if release[1].split(".")[0] != torch_cuda.split(".")[0]:
-            raise CudaUnavailable(
+            raise CudaUnavailableError(
                 f"torch was built with CUDA {torch_cuda} and the toolkit in {root} is {release[1]}: "
                 "their major versions must be equal. Set CUDA_HOME to a matching toolkit."
             )
-    except CudaUnavailable as reason:
+    except CudaUnavailableError as reason:
         if wanted == "1":
             raise SystemExit(f"PERSIMMON_EXT_CUDA=1, but {reason}") from None
         print(f"persimmon_ext: building CPU kernels only: {reason}")
