@@ -1,0 +1,118 @@
+"""Causal attention over whole sequences, and the fused decode step over a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persimmon_ext import reference
+from persimmon_ext.ops.native import autocast_dtype, takes
+from persimmon_ext.ops.qk_norm_rope import qk_norm_rope_append_
+
+_ops = torch.ops.persimmon_ext
+
+#: New tokens that one decode_attention_ call takes at most.
+MAX_DECODE_TOKENS = 8
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    start: Tensor | None = None,
+    length: Tensor | None = None,
+    offset: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal softmax attention; softmax state and log-sum-exp in float32.
+
+    Key s of sequence b is visible to its query t where ``start[b] <= s < length[b]`` and ``s <= offset[b] + t``.
+
+    Args:
+        q: [B, H, T, D].
+        k, v: [B, H, S, D]; views into a larger cache are fine.
+        start: int64 [B], first valid key (left padding), default 0.
+        length: int64 [B], keys that are valid, default S.
+        offset: int64 [B], cache slot of the first query, default S - T.
+        scale: of the scores, default 1 / sqrt(D).
+    Returns: out [B, T, H, D] and the scores' log-sum-exp, float32 [B, H, T]. A query that sees no key gives 0 and -inf.
+        Differentiable in q, k, v through `out` (the log-sum-exp carries no gradient).
+    Source: online softmax, Milakov and Gimelshein 2018; blocked as in FlashAttention, Dao et al. 2022.
+    """
+    if (dtype := autocast_dtype(q)) is not None:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if takes("attention", q, k, v, backward="attention_backward"):
+        return _ops.attention(q, k, v, start, length, offset, scale)
+    return reference.attention(q, k, v, start, length, offset, scale)
+
+
+def decode_attention_(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    start: Tensor | None = None,
+    eps: float,
+    scale: float | None = None,
+) -> Tensor:
+    """One decode step's attention: norm, rotary, append to the cache, attention over it. Not differentiable.
+
+    Args:
+        qkv: [B, T, H, 3, D] with T from 1 to 8.
+        q_weight, q_bias, k_weight, k_bias, cos, sin, k_cache, v_cache, eps: see :func:`qk_norm_rope_append_`.
+        slots: int64 [B, T], consecutive in each row: token t sees the cache from `start` to its own slot.
+        start: int64 [B], first valid slot, default 0.
+        scale: of the scores, default 1 / sqrt(D).
+    Returns: [B, T, H, D].
+    """
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    norms = (q_weight, q_bias, k_weight, k_bias)
+    parameters = [p for p in norms if p is not None]
+    if len(parameters) == len(norms) and takes("decode_attention_", qkv, *norms, k_cache, v_cache):
+        return _ops.decode_attention_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, start, eps, scale)
+    q = qk_norm_rope_append_(qkv, *norms, cos, sin, k_cache, v_cache, slots, eps)
+    out, _ = attention(q, k_cache, v_cache, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
+    return out
+
+
+@torch.library.register_fake("persimmon_ext::attention")
+def _(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    B, H, T, D = q.shape
+    return q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
+
+
+@torch.library.register_fake("persimmon_ext::attention_backward")
+def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@torch.library.register_fake("persimmon_ext::decode_attention_")
+def _(qkv: Tensor, *arguments: Any) -> Tensor:
+    B, T, H, _, D = qkv.shape
+    return qkv.new_empty(B, T, H, D)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, start, length, offset, ctx.scale = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, start, length, offset)
+
+
+def _backward(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    dq, dk, dv = _ops.attention_backward(dout, *ctx.saved_tensors, ctx.scale)
+    return dq, dk, dv, None, None, None, None
+
+
+torch.library.register_autograd("persimmon_ext::attention", _backward, setup_context=_setup)

@@ -1,0 +1,268 @@
+"""What holds for every operator: schema, fake kernel and autograd agree (opcheck), it falls back where no kernel fits,
+and bad input raises a sentence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import DTYPES, assert_accurate, randn
+from torch import Tensor
+
+from persimmon_ext import ops, quantization, reference
+from persimmon_ext.ops.native import KERNELS
+
+B, T, H, D, R, S = 2, 3, 2, 16, 8, 6
+
+
+def norms(dtype: torch.dtype, grad: bool) -> list[Tensor]:
+    return [randn(D, dtype=dtype, seed=i).requires_grad_(grad) for i in range(4)]
+
+
+def samples(dtype: torch.dtype, grad: bool) -> dict[str, tuple]:
+    """Arguments of each operator; those that have autograd require gradients where `grad` is set."""
+
+    def r(*shape: int, seed: int = 0) -> Tensor:
+        return randn(*shape, dtype=dtype, seed=seed).requires_grad_(grad)
+
+    cos, sin = randn(B, T, R // 2, seed=7), randn(B, T, R // 2, seed=8)
+    plain = [n.detach() for n in norms(dtype, False)]
+    slots = torch.tensor([[2, 3, 4], [0, 1, 2]])
+    x, weight = r(4, 5), r(6, 5, seed=1)
+    hidden_major = randn(5, 6, dtype=dtype, seed=2).T.detach().requires_grad_(grad)
+    wide = randn(3, 128, dtype=dtype).detach()
+    int8, int4 = quantization.quantize_int8(randn(6, 128)), quantization.quantize_int4(randn(6, 128))
+    sparse8 = quantization.quantize_hidden_major_int8(randn(64, 128))
+    sparse4 = quantization.quantize_hidden_major_int4(randn(64, 128))
+    q, k, v = r(B, H, T, D), r(B, H, S, D, seed=1), r(B, H, S, D, seed=2)
+    out, lse = (t.detach() for t in ops.attention(q, k, v))
+    start, length, offset = torch.tensor([0, 1]), torch.tensor([S, 5]), torch.tensor([3, 2])
+    qkv = r(B, T, H, 3, D)
+    labels = torch.tensor([0, 5, -100, 2])
+    caches = [torch.zeros(B, H, S, D, dtype=dtype) for _ in range(2)]
+    return {
+        "layer_norm": (x, r(5, seed=1), r(5, seed=2), 1e-5),
+        "layer_norm_backward": (x.detach(), randn(4, 5, dtype=dtype, seed=3), randn(5, dtype=dtype), 1e-5),
+        "add_layer_norm": (x, r(4, 5, seed=3), r(5, seed=1), r(5, seed=2), 1e-5),
+        "qk_norm_rope": (qkv, *norms(dtype, grad), cos, sin, 1e-5),
+        "qk_norm_rope_backward": (
+            *(t.detach() for t in (q, r(B, H, T, D, seed=4), q)),
+            qkv.detach(),
+            plain[0],
+            plain[2],
+            cos,
+            sin,
+            1e-5,
+        ),
+        "qk_norm_rope_append_": (qkv.detach(), *plain, cos, sin, *caches, slots, 1e-5),
+        "attention": (q, k, v, start, length, offset, 0.25),
+        "attention_backward": (out, q.detach(), k.detach(), v.detach(), out, lse, start, length, offset, 0.25),
+        "decode_attention_": (qkv.detach(), *plain, cos, sin, *caches, slots, start, 1e-5, 0.25),
+        "linear": (x, weight, r(6, seed=3), r(4, 6, seed=4), True),
+        "sparse_linear": (r(4, 5).relu().detach().requires_grad_(grad), hidden_major, r(6, seed=3), r(4, 6, seed=4)),
+        "relu2": (x, r(5, seed=5)),
+        "relu2_backward": (x.detach(), x.detach(), randn(5, dtype=dtype)),
+        "linear_cross_entropy": (x, weight, labels, -100),
+        "linear_cross_entropy_backward": (
+            randn(4),
+            x.detach(),
+            weight.detach(),
+            labels,
+            (x @ weight.T).detach().float().logsumexp(-1),
+            -100,
+        ),
+        "sample": (x.detach(), torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]]), 0.9, 3, 0.9, 0.01),
+        "linear_int8": (wide, *int8, randn(6, dtype=dtype), randn(3, 6, dtype=dtype), True),
+        "linear_int4": (wide, *int4, randn(6, dtype=dtype), randn(3, 6, dtype=dtype), True),
+        "sparse_linear_int8": (wide, *sparse8, randn(64, dtype=dtype), randn(3, 64, dtype=dtype)),
+        "sparse_linear_int4": (wide, *sparse4, randn(64, dtype=dtype), randn(3, 64, dtype=dtype)),
+    }
+
+
+NAMES = sorted(samples(torch.float32, False))
+DIFFERENTIABLE = (
+    "layer_norm",
+    "add_layer_norm",
+    "qk_norm_rope",
+    "attention",
+    "linear",
+    "sparse_linear",
+    "relu2",
+    "linear_cross_entropy",
+)
+
+
+def test_every_operator_is_here_and_has_a_cpu_kernel():
+    registered = {
+        name.removeprefix("persimmon_ext::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("persimmon_ext::")
+    }
+    assert registered == set(NAMES)
+    assert {name for name, key in KERNELS if key == "CPU"} == registered
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name, dtype):
+    arguments = samples(dtype, grad=name in DIFFERENTIABLE)[name]
+    torch.library.opcheck(getattr(torch.ops.persimmon_ext, name), arguments)
+
+
+REFERENCES = {
+    "layer_norm": reference.layer_norm,
+    "add_layer_norm": reference.add_layer_norm,
+    "qk_norm_rope": reference.qk_norm_rope,
+    "attention": lambda *a: reference.attention(*a)[0],
+    "linear": reference.linear,
+    "sparse_linear": lambda *a: reference.linear(*a, False),
+    "relu2": reference.relu2,
+    "linear_cross_entropy": lambda *a: reference.linear_cross_entropy(*a)[0],
+}
+
+
+def outputs_and_gradients(function, arguments: tuple) -> list[Tensor]:
+    """The results, and the gradient of a fixed weighted sum of them with respect to every input that wants one."""
+    results = function(*arguments)
+    results = [results] if isinstance(results, Tensor) else [t for t in results if t.requires_grad]
+    total = sum((t * randn(*t.shape, seed=30 + i).to(t.dtype)).sum() for i, t in enumerate(results))
+    wanted = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+    return [*results, *torch.autograd.grad(total, wanted)]
+
+
+def converted(arguments: tuple, dtype: torch.dtype) -> tuple:
+    return tuple(
+        a.detach().to(dtype).requires_grad_(a.requires_grad) if isinstance(a, Tensor) and a.is_floating_point() else a
+        for a in arguments
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_autograd_against_float64(name, dtype):
+    """Values and gradients of each kernel, as accurate as those of the reference in the same dtype."""
+
+    def kernel(*arguments):
+        results = getattr(torch.ops.persimmon_ext, name)(*arguments)
+        return results[0] if name in ("attention", "linear_cross_entropy") else results
+
+    arguments = samples(dtype, grad=True)[name]
+    ours = outputs_and_gradients(kernel, arguments)
+    eager = outputs_and_gradients(REFERENCES[name], arguments)
+    exact = outputs_and_gradients(REFERENCES[name], converted(arguments, torch.float64))
+    for i, (a, b, c) in enumerate(zip(ours, eager, exact, strict=True)):
+        assert_accurate(a, b, c, name=f"{name} {i}")
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "relu2", "linear", "sparse_linear", "attention"])
+def test_float64_runs_the_reference(name, caplog):
+    """No kernel takes float64: the public functions are right all the same, and say so once at debug level."""
+    x, w = randn(4, 16, dtype=torch.float64), randn(5, 16, dtype=torch.float64, seed=1)
+    b = randn(16, dtype=torch.float64)
+    q = randn(1, 2, 4, 16, dtype=torch.float64)
+    with caplog.at_level("DEBUG", logger="persimmon_ext"):
+        calls = {
+            "layer_norm": (lambda: ops.layer_norm(x, b, b, 1e-5), lambda: reference.layer_norm(x, b, b, 1e-5)),
+            "relu2": (lambda: ops.relu2(x, b), lambda: reference.relu2(x, b)),
+            "linear": (lambda: ops.linear(x, w, relu2=True), lambda: reference.linear(x, w, None, None, True)),
+            "sparse_linear": (lambda: ops.sparse_linear(x, w), lambda: reference.linear(x, w, None, None, False)),
+            "attention": (
+                lambda: ops.attention(q, q, q)[0],
+                lambda: reference.attention(q, q, q, None, None, None, 0.25)[0],
+            ),
+        }
+        ours, theirs = calls[name]
+        torch.testing.assert_close(ours(), theirs(), rtol=0, atol=0)
+    assert ours().dtype == torch.float64
+
+
+RNG = torch.zeros(1, 2, dtype=torch.int64)
+NORMS = norms(torch.float32, False)
+COS = randn(1, 3, 4)
+
+BAD_CALLS = {
+    "weight of another width": (ValueError, "weight", lambda: ops.layer_norm(randn(2, 8), randn(7), randn(8), 1e-5)),
+    "scalar": (ValueError, "x", lambda: torch.ops.persimmon_ext.layer_norm(randn(1)[0], randn(1), randn(1), 1e-5)),
+    "residual of another shape": (
+        ValueError,
+        "residual",
+        lambda: ops.add_layer_norm(randn(2, 8), randn(3, 8), randn(8), randn(8), 1e-5),
+    ),
+    "dtype without a kernel": (
+        TypeError,
+        "float32, bfloat16 or float16",
+        lambda: torch.ops.persimmon_ext.relu2(torch.ones(3).long(), None),
+    ),
+    "bias of another dtype": (
+        TypeError,
+        "bias",
+        lambda: torch.ops.persimmon_ext.relu2(randn(2, 4), randn(4).double()),
+    ),
+    "linear widths": (ValueError, "weight", lambda: ops.linear(randn(2, 8), randn(4, 7))),
+    "sparse_linear widths": (ValueError, "weight", lambda: ops.sparse_linear(randn(2, 8), randn(4, 7))),
+    "qkv rank": (
+        ValueError,
+        "qkv",
+        lambda: ops.qk_norm_rope(randn(2, 3, 8), *NORMS, COS, COS, 1e-5),
+    ),
+    "slot beyond the cache": (
+        IndexError,
+        "9",
+        lambda: ops.qk_norm_rope_append_(
+            randn(1, 1, 1, 3, D),
+            *NORMS,
+            randn(1, 1, 4),
+            randn(1, 1, 4),
+            torch.zeros(1, 1, 4, D),
+            torch.zeros(1, 1, 4, D),
+            torch.tensor([[9]]),
+            1e-5,
+        ),
+    ),
+    "heads of k": (ValueError, "k", lambda: ops.attention(randn(1, 2, 3, D), randn(1, 3, 3, D), randn(1, 2, 3, D))),
+    "nine decode tokens": (
+        ValueError,
+        "9",
+        lambda: ops.decode_attention_(
+            randn(1, 9, 1, 3, D),
+            *NORMS,
+            randn(1, 9, 4),
+            randn(1, 9, 4),
+            torch.zeros(1, 1, 16, D),
+            torch.zeros(1, 1, 16, D),
+            torch.arange(9)[None],
+            eps=1e-5,
+        ),
+    ),
+    "label outside the vocabulary": (
+        IndexError,
+        "6",
+        lambda: ops.linear_cross_entropy(randn(1, 4), randn(6, 4), torch.tensor([6])),
+    ),
+    "negative temperature": (
+        ValueError,
+        "temperature",
+        lambda: ops.sample(randn(1, 4), RNG, temperature=-1.0),
+    ),
+    "top_p of 0": (ValueError, "top_p", lambda: ops.sample(randn(1, 4), RNG, top_p=0.0)),
+    "rng shape": (ValueError, "rng", lambda: ops.sample(randn(2, 4), RNG)),
+    "NaN logits": (
+        ValueError,
+        "row 0",
+        lambda: ops.sample(torch.full((1, 4), float("nan")), RNG),
+    ),
+    "int8 scale": (
+        ValueError,
+        "scale",
+        lambda: ops.linear_int8(randn(1, 4), torch.zeros(3, 4, dtype=torch.int8), torch.ones(4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input_is_a_sentence(case):
+    kind, named, call = BAD_CALLS[case]
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value).splitlines()[0]
+    assert named in message, message
+    assert message.rstrip().endswith("."), message

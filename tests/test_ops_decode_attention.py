@@ -1,0 +1,95 @@
+"""decode_attention_: equal to the append and the attention that it fuses, errors, every instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import DTYPES, randn
+from torch import Tensor
+
+from persimmon_ext import _C
+from persimmon_ext.ops import attention, decode_attention_, qk_norm_rope_append_
+
+
+def decode_inputs(B: int, T: int, H: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    weights = [randn(D, dtype=dtype, seed=i) for i in range(1, 5)]
+    angles = randn(B, T, D // 4, seed=5)
+    return randn(B, T, H, 3, D, dtype=dtype), *weights, angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 1, 3, 64, 70), (1, 8, 2, 64, 600), (3, 3, 2, 20, 9), (1, 1, 1, 1, 3)])
+def test_decode_is_append_then_attention(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    B, T, H, D, S = shape
+    arguments = decode_inputs(B, T, H, D, dtype)
+    slots = torch.arange(B)[:, None] * ((S - T) // max(B - 1, 1)) + torch.arange(T)
+    start = slots[:, 0] // 3
+    caches = [randn(B, H, S, D, dtype=dtype, seed=seed) for seed in (7, 8)]
+    unwritten = (torch.arange(S) > slots[:, -1:])[:, None, :, None]
+    poisoned = [cache.masked_fill(unwritten, float("nan")) for cache in caches]
+    out = decode_attention_(*arguments, *poisoned, slots, start=start, eps=1e-5)
+    q = qk_norm_rope_append_(*arguments, *caches, slots, 1e-5)
+    separate, _ = attention(q, *caches, start=start, length=slots[:, -1] + 1, offset=slots[:, 0])
+    assert torch.equal(out, separate)
+    for ours, other in zip(poisoned, caches, strict=True):
+        assert torch.equal(ours.masked_fill(unwritten, 0.0), other.masked_fill(unwritten, 0.0))
+
+
+def test_decode_of_a_row_that_is_skipped() -> None:
+    arguments = decode_inputs(2, 1, 2, 16, torch.float32)
+    caches = [randn(2, 2, 5, 16, seed=seed) for seed in (7, 8)]
+    before = [cache.clone() for cache in caches]
+    out = decode_attention_(*arguments, *caches, torch.tensor([[-1], [2]]), eps=1e-5)
+    assert not out[0].any()
+    for cache, old in zip(caches, before, strict=True):
+        assert torch.equal(cache[0], old[0])
+
+
+@pytest.mark.parametrize(
+    ("T", "slots", "error", "message"),
+    [
+        (0, [], ValueError, "takes 1 to 8 new tokens, got 0"),
+        (9, list(range(9)), ValueError, "takes 1 to 8 new tokens, got 9"),
+        (2, [0, 2], ValueError, "consecutive in each row, got 0 followed by 2"),
+        (2, [3, 3], ValueError, "consecutive in each row, got 3 followed by 3"),
+        (2, [9, 10], IndexError, r"slots must lie in \[-1, 10\).*got 10"),
+    ],
+)
+def test_decode_errors(T: int, slots: list[int], error: type[Exception], message: str) -> None:
+    arguments = decode_inputs(1, T, 2, 16, torch.float32)
+    caches = [torch.zeros(1, 2, 10, 16) for _ in range(2)]
+    with pytest.raises(error, match=message):
+        decode_attention_(*arguments, *caches, torch.tensor([slots], dtype=torch.int64), eps=1e-5)
+    assert not caches[0].any()
+
+
+def test_start_is_checked_before_anything_is_written() -> None:
+    caches = [torch.zeros(2, 2, 5, 16) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"start must have shape \[2\], got \[3\]"):
+        decode_attention_(
+            *decode_inputs(2, 1, 2, 16, torch.float32),
+            *caches,
+            torch.zeros(2, 1, dtype=torch.int64),
+            start=torch.zeros(3, dtype=torch.int64),
+            eps=1e-5,
+        )
+    assert not caches[1].any()
+
+
+def test_operator_is_well_formed() -> None:
+    arguments = (*decode_inputs(1, 2, 2, 16, torch.float32), *(torch.zeros(1, 2, 6, 16) for _ in range(2)))
+    slots = torch.tensor([[2, 3]])
+    torch.library.opcheck(torch.ops.persimmon_ext.decode_attention_.default, (*arguments, slots, None, 1e-5, 0.25))
+
+
+@pytest.mark.parametrize("isa", [name for name in _C.cpu_isas() if name != _C.cpu_isa()])
+def test_every_instruction_set(isa: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "is_append"]
+    run = subprocess.run(
+        command, env={**os.environ, "PERSIMMON_EXT_ISA": isa}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
