@@ -1,0 +1,247 @@
+"""The decoder with a head: next-token prediction, sequence and token classification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from persimmon_ext import generation, losses
+from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.layers import Linear
+from persimmon_ext.modeling import PersimmonModel, PersimmonPreTrainedModel
+from persimmon_ext.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+
+
+def run_decoder(model: PersimmonModel, arguments: dict[str, Any]) -> BaseModelOutputWithPast:
+    output = model(**arguments)
+    if not isinstance(output, BaseModelOutputWithPast):
+        raise TypeError(f"The decoder must return its outputs by name, got {type(output).__name__}.")
+    return output
+
+
+class PersimmonForCausalLM(PersimmonPreTrainedModel):
+    """Persimmon with a language-model head. Drop-in for transformers' class of the same name."""
+
+    def __init__(self, config: PersimmonConfig) -> None:
+        super().__init__(config)
+        self.model = PersimmonModel(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        nn.init.normal_(self.lm_head.weight, 0.0, config.initializer_range)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, module: Linear) -> None:
+        self.lm_head = module
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        cache_position: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool = False,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Next-token logits, and the loss where labels are given. See :meth:`PersimmonModel.forward` for the rest.
+
+        Args:
+            labels: [B, T]; each position's logits are scored with the next label; -100 doesn't count.
+            logits_to_keep: compute only the last so many positions' logits (0: all), or those that an index tensor [K]
+                names.
+            num_items_in_batch: divides the summed loss, instead of the number of labels that count.
+            skip_logits: with labels, compute the loss by tiles of the vocabulary and return no logits: [B, T, V] never
+                exists.
+        Returns: loss (0-d float32), logits [B, T or kept, V], past_key_values, hidden_states, attentions.
+        """
+        if skip_logits and (labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)):
+            raise ValueError("skip_logits needs labels, and can't be combined with logits_to_keep.")
+        output = run_decoder(
+            self.model,
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "use_cache": use_cache,
+                "output_attentions": output_attentions,
+                "output_hidden_states": output_hidden_states,
+                "cache_position": cache_position,
+            },
+        )
+        hidden = keep_positions(output.last_hidden_state, logits_to_keep)
+        loss = logits = None
+        if labels is not None and tuple(labels.shape) != tuple(hidden.shape[:2]):
+            raise ValueError(f"labels must have shape {list(hidden.shape[:2])}, got {list(labels.shape)}.")
+        if skip_logits and labels is not None:
+            loss = losses.causal_loss_without_logits(hidden, self.lm_head.weight, labels, num_items_in_batch)
+        else:
+            logits = self.lm_head(hidden)
+            if labels is not None:
+                loss = losses.causal_loss(logits, labels, num_items_in_batch)
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def generate(self, input_ids: Tensor | None = None, **arguments: Any) -> Any:
+        """Continues a prompt; see :func:`persimmon_ext.generation.generate` for the arguments."""
+        return generation.generate(self, input_ids, **arguments)
+
+
+def keep_positions(hidden: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
+    """hidden [B, T, C] -> its last `logits_to_keep` positions (0: all), or those that an index tensor [K] names."""
+    if hidden is None:
+        raise TypeError("The decoder returned no last_hidden_state.")
+    if isinstance(logits_to_keep, int):
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be 0 or more, or a tensor of positions.")
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    if logits_to_keep.dim() != 1:
+        raise ValueError(f"logits_to_keep must be a number or a 1-D tensor, got shape {list(logits_to_keep.shape)}.")
+    return hidden[:, logits_to_keep]
+
+
+class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
+    """Persimmon with a linear head on each sequence's last real token."""
+
+    def __init__(self, config: PersimmonConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = PersimmonModel(config)
+        self.score = Linear(config.hidden_size, config.num_labels, bias=False)
+        nn.init.normal_(self.score.weight, 0.0, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """Logits [B, labels] at the last token that isn't ``config.pad_token_id`` (the last one, for inputs_embeds).
+
+        Args:
+            labels: int64 [B] for one class each, float [B, labels] for several at once, float [B] for regression.
+        Raises: ValueError for more than one sequence when the config has no pad_token_id.
+        """
+        output = run_decoder(
+            self.model,
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "use_cache": use_cache,
+                "output_attentions": output_attentions,
+                "output_hidden_states": output_hidden_states,
+            },
+        )
+        hidden = keep_positions(output.last_hidden_state, 0)
+        last = self.last_tokens(input_ids, hidden)
+        logits = self.score(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+        loss = None
+        if labels is not None:
+            kind = self.config.problem_type or losses.problem_type_of(labels, self.num_labels)
+            loss = losses.sequence_loss(logits, labels, kind)
+        result = SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def last_tokens(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor:
+        """The position of each row's last token that isn't padding, int64 [B]."""
+        B, T, _ = hidden.shape
+        pad = self.config.pad_token_id
+        if pad is None and B > 1:
+            raise ValueError(f"A batch of {B} sequences needs config.pad_token_id to find each one's last token.")
+        if pad is None or input_ids is None:
+            return torch.full((B,), T - 1, device=hidden.device)
+        positions = torch.arange(T, device=hidden.device)
+        return (positions * (input_ids.to(hidden.device) != pad)).argmax(-1)
+
+
+class PersimmonForTokenClassification(PersimmonPreTrainedModel):
+    """Persimmon with a linear head on every token."""
+
+    def __init__(self, config: PersimmonConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = PersimmonModel(config)
+        dropout = config.extra.get("classifier_dropout")
+        self.dropout = nn.Dropout(config.hidden_dropout if dropout is None else dropout)
+        self.score = Linear(config.hidden_size, config.num_labels)
+        nn.init.normal_(self.score.weight, 0.0, config.initializer_range)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """Logits [B, T, labels], and the mean cross entropy with `labels` int64 [B, T] (-100 doesn't count)."""
+        output = run_decoder(
+            self.model,
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "use_cache": use_cache,
+                "output_attentions": output_attentions,
+                "output_hidden_states": output_hidden_states,
+            },
+        )
+        logits = self.score(self.dropout(keep_positions(output.last_hidden_state, 0)))
+        result = TokenClassifierOutput(
+            loss=losses.token_loss(logits, labels) if labels is not None else None,
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if return_dict else result.to_tuple()
