@@ -1,0 +1,104 @@
+"""Which files of a folder hold the weights.
+
+A folder's own files may be symbolic links, as they are in a Hugging Face cache (``snapshots/`` links to ``blobs/``).
+What an index may not do is name a file that lies elsewhere: its text comes from whoever made the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persimmon_ext.checkpoints.errors import CheckpointError, listing
+
+CONFIG_NAME = "config.json"
+SAFETENSORS_NAME = "model.safetensors"
+SAFETENSORS_INDEX_NAME = "model.safetensors.index.json"
+PICKLE_NAME = "pytorch_model.bin"
+PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
+
+# In the order in which transformers looks for them.
+_WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, PICKLE_NAME, PICKLE_INDEX_NAME)
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that together hold one checkpoint's tensors, and what its index, if it has one, says of them."""
+
+    files: tuple[Path, ...]
+    index: Path | None = None
+    weight_map: dict[str, Path] | None = None
+    """Tensor name -> the file in which the index places it."""
+
+
+def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns `path` as a Path, having checked that it is a folder with a config.json.
+
+    Raises FileNotFoundError if it, or its config.json, is missing and NotADirectoryError if it is a file.
+    """
+    folder = Path(path)
+    if not os.path.lexists(folder):
+        hint = ""
+        if isinstance(path, str) and _HUB_NAME.fullmatch(path):
+            hint = (
+                " If it is a name on the Hugging Face Hub: this version does not download; fetch the repository "
+                "first and pass its folder."
+            )
+        raise FileNotFoundError(f"There is no checkpoint folder {str(path)!r}.{hint}")
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"A checkpoint is a folder with a {CONFIG_NAME} and weights, but {folder} is a file.")
+    if not os.path.isfile(folder / CONFIG_NAME):
+        raise FileNotFoundError(f"There is no {CONFIG_NAME} in {folder}.")
+    return folder
+
+
+def find_weights(folder: Path) -> WeightFiles:
+    """Returns the weight files of `folder`: safetensors before pickled ones, one file before an index with shards.
+
+    Raises FileNotFoundError if there are none, or if the index names one that is not there; CheckpointError if the
+    index is damaged or names a file outside `folder`.
+    """
+    for name in _WEIGHT_NAMES:
+        path = folder / name
+        if os.path.isfile(path):
+            return _read_index(path) if name.endswith(".json") else WeightFiles((path,))
+    raise FileNotFoundError(f"There are no weights in {folder}: none of {', '.join(_WEIGHT_NAMES)} is there.")
+
+
+def _read_index(index: Path) -> WeightFiles:
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+    # RecursionError: thousands of nested brackets.
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not valid JSON: {error}.") from error
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index} has no weight_map from tensor names to file names.")
+    shards = {name: _shard_path(index, name) for name in dict.fromkeys(map(_as_text, names.values()))}
+    missing = [name for name, path in shards.items() if not os.path.isfile(path)]
+    if missing:
+        raise FileNotFoundError(f"{index} names {listing(missing)}, which {index.parent} does not have.")
+    weight_map = {tensor: shards[_as_text(name)] for tensor, name in names.items()}
+    return WeightFiles(tuple(shards.values()), index, weight_map)
+
+
+def _as_text(name: Any) -> str:
+    # A name of another type fails the check of _shard_path by its representation, which then shows in the message.
+    return name if isinstance(name, str) else f"/{name!r}"
+
+
+def _shard_path(index: Path, name: str) -> Path:
+    """Returns the path of shard `name`. Only the file itself may be a link, no folder on the way to it."""
+    folder = index.parent
+    parts = Path(name).parts
+    outside = not parts or "\0" in name or os.path.isabs(name) or ".." in parts
+    if not outside:
+        outside = not (folder / name).parent.resolve().is_relative_to(folder.resolve())
+    if outside:
+        raise CheckpointError(f"{index} names the file {name!r}, which is not inside {folder}.")
+    return folder / name

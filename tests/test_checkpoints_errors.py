@@ -1,0 +1,117 @@
+"""Every checkpoint that cannot be loaded is a sentence that names what is wrong, and never runs anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_helpers import WEIGHTS, edit_weights, load, make_model
+
+from persimmon_ext.checkpoints import CheckpointError, save_pretrained
+from persimmon_ext.config import PersimmonConfig
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound folder with one weight file."""
+    save_pretrained(make_model(), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+class TestFolder:
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"There is no checkpoint folder '.*nowhere'\.$"):
+            load(tmp_path / "nowhere")
+
+    def test_hub_name(self) -> None:
+        with pytest.raises(FileNotFoundError, match=r"'adept/persimmon-8b-base'.*this version does not download"):
+            load("adept/persimmon-8b-base")
+
+    def test_file(self, folder: Path) -> None:
+        with pytest.raises(NotADirectoryError, match=r"but .*model\.safetensors is a file"):
+            load(folder / WEIGHTS)
+
+    def test_no_config(self, folder: Path) -> None:
+        (folder / "config.json").unlink()
+        with pytest.raises(FileNotFoundError, match=r"There is no config\.json in .*checkpoint"):
+            load(folder)
+
+    def test_no_weights(self, folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        with pytest.raises(
+            FileNotFoundError, match=r"There are no weights in .*checkpoint: none of model\.safetensors"
+        ):
+            load(folder)
+
+    def test_empty_name_and_other_types(self) -> None:
+        with pytest.raises(FileNotFoundError, match="There is no"):
+            load("")
+        with pytest.raises(TypeError):
+            load(3)
+
+
+class TestTarget:
+    @pytest.mark.parametrize("dtype", ["float99", "int8", "bf16", "cuda", "", torch.int64, torch.complex64])
+    def test_unknown_dtype(self, folder: Path, dtype: Any) -> None:
+        with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, float64, got"):
+            load(folder, dtype=dtype)
+
+    def test_dtype_of_another_type(self, folder: Path) -> None:
+        with pytest.raises(TypeError, match=r"dtype must be a string or a torch\.dtype, got 16"):
+            load(folder, dtype=16)
+
+    @pytest.mark.parametrize("device", ["gpu", "", "cuda:99", "xpu:99", "cpu:x", 3.5])
+    def test_device_that_does_not_exist(self, folder: Path, device: Any) -> None:
+        with pytest.raises(ValueError, match=f"device {device!r} cannot be used"):
+            load(folder, device=device)
+
+    def test_meta_device(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match="'meta' holds no values"):
+            load(folder, device="meta")
+
+
+class TestTensors:
+    def test_missing(self, folder: Path) -> None:
+        edit_weights(folder, lambda state: [state.pop(name) for name in list(state) if "q_layernorm" in name] and None)
+        expected = r"4 tensors missing: model\.layers\.0\.self_attn\.q_layernorm\.weight \[8\], "
+        with pytest.raises(CheckpointError, match=expected):
+            load(folder)
+
+    def test_many_missing_are_counted(self, folder: Path) -> None:
+        edit_weights(folder, lambda state: [state.pop(name) for name in list(state) if "layers" in name] and None)
+        with pytest.raises(CheckpointError, match=r"32 tensors missing: (\S+ \[[\d, ]+\](, | and )){10}22 more"):
+            load(folder)
+
+    def test_unexpected(self, folder: Path) -> None:
+        edit_weights(folder, lambda state: state.update({"model.layers.0.adapter.weight": torch.ones(2)}))
+        with pytest.raises(CheckpointError, match=r"1 unexpected tensor: model\.layers\.0\.adapter\.weight"):
+            load(folder)
+
+    @pytest.mark.parametrize("shape", [(16, 40), (40, 17), (640,), (), (1, 40, 16), (0,)])
+    def test_wrong_shape(self, folder: Path, shape: tuple[int, ...]) -> None:
+        edit_weights(folder, lambda state: state.update({"lm_head.weight": torch.ones(shape)}))
+        with pytest.raises(CheckpointError) as caught:
+            load(folder)
+        assert f"1 tensor of another shape: lm_head.weight {list(shape)} instead of [40, 16]" in str(caught.value)
+
+    def test_everything_at_once_is_one_message(self, folder: Path) -> None:
+        def edit(state: dict[str, torch.Tensor]) -> None:
+            state["strange"] = state.pop("model.final_layernorm.bias")
+            state["lm_head.weight"] = torch.ones(1)
+
+        edit_weights(folder, edit)
+        with pytest.raises(CheckpointError) as caught:
+            load(folder)
+        assert str(caught.value) == (
+            f"The checkpoint {folder} does not fit PersimmonForCausalLM. "
+            "1 tensor missing: model.final_layernorm.bias [16]; "
+            "1 tensor of another shape: lm_head.weight [1] instead of [40, 16]; 1 unexpected tensor: strange."
+        )
+
+    def test_config_of_another_size(self, folder: Path) -> None:
+        config = PersimmonConfig.from_pretrained(folder)
+        config.num_hidden_layers = 3
+        with pytest.raises(CheckpointError, match=r"16 tensors missing: model\.layers\.2\."):
+            load(folder, config=config)
