@@ -1,0 +1,61 @@
+"""generate() continues from a cache, extends it in place, and leaves in it what transformers leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from generation_cases import left_padded, model_pair, prompt
+
+from persimmon_ext.cache import DynamicCache, StaticCache
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Any, Any]:
+    return model_pair()
+
+
+def test_content_is_transformers(models: tuple[Any, Any]) -> None:
+    ids, mask = left_padded([3, 7])
+    options = {"attention_mask": mask, "max_new_tokens": 5, "pad_token_id": 0, "return_dict_in_generate": True}
+    expected = models[0].generate(ids, do_sample=False, **options).past_key_values
+    result = models[1].generate(ids, **options).past_key_values
+    assert result.get_seq_length() == expected.get_seq_length() == ids.shape[1] + 4
+    is_token = torch.nn.functional.pad(mask, (0, 4), value=1).bool()
+    for mine, their in zip(result.layers, expected.layers, strict=True):
+        for name in ("keys", "values"):
+            ours = getattr(mine, name).transpose(1, 2)[is_token]
+            torch.testing.assert_close(ours, getattr(their, name).transpose(1, 2)[is_token], rtol=1e-4, atol=1e-4)
+
+
+def test_continues_from_a_cache(models: tuple[Any, Any]) -> None:
+    _, ours = models
+    ids, mask = left_padded([3, 7])
+    whole = ours.generate(ids, attention_mask=mask, max_new_tokens=12)
+    begun = ours.generate(ids, attention_mask=mask, max_new_tokens=5, return_dict_in_generate=True)
+    more = torch.nn.functional.pad(mask, (0, 5), value=1)
+    continued = ours.generate(
+        begun.sequences, attention_mask=more, past_key_values=begun.past_key_values, max_new_tokens=7
+    )
+    assert torch.equal(continued, whole)
+    assert begun.past_key_values.get_seq_length() == whole.shape[1] - 1
+
+
+def test_continues_from_a_cache_with_new_tokens_only(models: tuple[Any, Any]) -> None:
+    theirs, ours = models
+    ids, mask = left_padded([5, 9])
+    expected = theirs.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    cache = DynamicCache(ours.config)
+    with torch.no_grad():
+        ours(ids[:, :6], attention_mask=mask[:, :6], past_key_values=cache, use_cache=True)
+    result = ours.generate(ids[:, 6:], attention_mask=mask, past_key_values=cache, max_new_tokens=6)
+    assert torch.equal(result, expected[:, 6:])
+
+
+def test_static_cache_is_used_in_place(models: tuple[Any, Any]) -> None:
+    _, ours = models
+    cache = StaticCache(ours.config, max_cache_len=prompt().shape[1] + 9)
+    result = ours.generate(prompt(), max_new_tokens=10, past_key_values=cache, return_dict_in_generate=True)
+    assert result.past_key_values is cache
+    assert torch.equal(result.sequences, ours.generate(prompt(), max_new_tokens=10))
