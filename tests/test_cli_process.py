@@ -41,7 +41,13 @@ def test_with_the_embedded_model_as_a_process() -> None:
 
 def test_ctrl_c_and_a_reader_that_leaves_as_processes(checkpoint: Path) -> None:
     command = [*COMMAND, "generate", PROMPT, "--model", str(checkpoint), "--max-new-tokens", "1000000"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT}
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": ENVIRONMENT,
+        # A shell starts background jobs with SIGINT ignored, which the command would inherit from the tests.
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
     with (
         subprocess.Popen(command, **pipes, start_new_session=True) as interrupted,
         subprocess.Popen(command, **pipes, start_new_session=True) as unread,
