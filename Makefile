@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= def read_lines(path):
+override PROMPT := $(value PROMPT)# text, not a make expression: a $ in it is a $
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard build_support/*.py) $(shell find csrc -type f)
 
-.PHONY: generate test test-kernels lint format check-cuda clean
+.PHONY: generate test test-kernels lint format check-cuda check-sdist check-symbols clean
 
 generate: $(VENV)/installed
 	@$(BIN)/persimmon-ext generate "$$PROMPT" $(ARGS)
@@ -52,6 +53,14 @@ $(VENV)/installed-test: $(VENV)/installed
 $(VENV)/installed-lint: $(VENV)/installed-test
 	PYTHON=$(PYTHON) scripts/setup_env.sh $(VENV) test,lint
 	@touch $@
+
+# Builds the sdist, installs from it in an empty folder, and uses what was installed.
+check-sdist: $(VENV)/installed-test
+	PYTHON=$(BIN)/python scripts/check_sdist.sh
+
+# No code for one instruction set may be reachable on a machine without it.
+check-symbols: $(VENV)/installed
+	scripts/check_kernel_symbols.sh
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info persimmon_ext/*.so

@@ -44,13 +44,21 @@ class CMakeBuild(build_ext):
         version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
         if not version >= (2, 11):
             raise SystemExit(f"persimmon_ext needs torch 2.11 or later, and {torch.__version__} is installed.")
+        jobs = os.environ.get("MAX_JOBS", "").strip()
+        if jobs and not (jobs.isdecimal() and int(jobs) > 0):
+            raise SystemExit(f"MAX_JOBS is {jobs!r}; it must be a positive number.")
         plan = cuda.decide(torch.version.cuda)
         # One build folder per interpreter and torch: switching between environments never mixes objects.
         folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}{'-cuda' if plan else ''}"
+        cache = folder / "CMakeCache.txt"
+        if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
+            shutil.rmtree(folder)  # the source folder was moved or copied with it, and CMake would refuse
         folder.mkdir(parents=True, exist_ok=True)
         options = {
             "CMAKE_MAKE_PROGRAM": require("ninja"),
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
+            # No path of this machine in the module: whoever imports it has imported torch, and its libraries, before.
+            "CMAKE_SKIP_RPATH": "ON",
             "PERSIMMON_VERSION": self.distribution.get_version(),
             "PERSIMMON_TORCH_VERSION": torch.__version__,
             "PERSIMMON_TORCH_CXX11_ABI": int(torch._C._GLIBCXX_USE_CXX11_ABI),
@@ -69,9 +77,6 @@ class CMakeBuild(build_ext):
             options["PERSIMMON_CUDA_INCLUDE_DIRS"] = ";".join(map(str, plan.include_dirs))
         cmake = require("cmake")
         self.run_tool([cmake, "-G", "Ninja", "-S", ROOT, "-B", folder, *(f"-D{k}={v}" for k, v in options.items())])
-        jobs = os.environ.get("MAX_JOBS", "").strip()
-        if jobs and not (jobs.isdigit() and int(jobs) > 0):
-            raise SystemExit(f"MAX_JOBS is {jobs!r}; it must be a positive number.")
         self.run_tool([cmake, "--build", folder, *(["-j", jobs] if jobs else [])])
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

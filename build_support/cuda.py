@@ -9,13 +9,15 @@ import glob
 import os
 import re
 import shutil
-import site
 import subprocess
-import sysconfig
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0+PTX"
+DEFAULT_ARCHITECTURES_BEFORE_12_8 = "8.0+PTX;9.0a"  # nvcc knows 10.0 from CUDA 12.8 on
+HEADER_FOLDERS = ("include", "targets/x86_64-linux/include")  # conda's toolkit has only the second
+USUAL_PLACE = Path("/usr/local/cuda")
 
 
 class CudaUnavailableError(Exception):
@@ -24,7 +26,7 @@ class CudaUnavailableError(Exception):
 
 @dataclass(frozen=True)
 class CudaBuild:
-    root: Path  # the toolkit: root/bin/nvcc, root/include/cuda_runtime.h
+    root: Path  # the toolkit: root/bin/nvcc and cuda_runtime.h in one of HEADER_FOLDERS
     version: str  # nvcc's, e.g. "13.0"
     architectures: str  # as in TORCH_CUDA_ARCH_LIST, e.g. "8.0;9.0a;10.0+PTX"
     include_dirs: tuple[Path, ...]  # headers from torch's CUDA wheels, for what the toolkit lacks
@@ -37,15 +39,17 @@ class CudaBuild:
             names.append(f"{number}-real")
             if item.endswith("+PTX"):
                 names.append(f"{number}-virtual")
-        return ";".join(names)
+        return ";".join(dict.fromkeys(names))
 
 
-def architectures() -> str:
-    """``TORCH_CUDA_ARCH_LIST``, checked and joined with semicolons, or the default."""
-    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES
-    items = [item for item in re.split(r"[;\s,]+", text) if item]
+def architectures(release: str) -> str:
+    """``TORCH_CUDA_ARCH_LIST``, checked and joined with semicolons, or the default for a toolkit `release` ("13.0")."""
+    major, minor = map(int, release.split("."))
+    default = DEFAULT_ARCHITECTURES if (major, minor) >= (12, 8) else DEFAULT_ARCHITECTURES_BEFORE_12_8
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    items = [item for item in re.split(r"[;\s,]+", text) if item] or default.split(";")
     for item in items:
-        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", item)
+        match = re.fullmatch(r"([0-9]+)\.[0-9][af]?(\+PTX)?", item)
         if match is None:
             raise SystemExit(
                 f"TORCH_CUDA_ARCH_LIST is {text!r}: {item!r} is not an architecture such as 8.0, 9.0a or 10.0+PTX."
@@ -66,6 +70,10 @@ def toolkit_of(nvcc: Path) -> Path | None:
     return Path(top[1].strip()).resolve() if top else None
 
 
+def usable_nvcc(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
 def find_toolkit() -> Path:
     """The first usable toolkit of ``CUDA_HOME``, ``CUDA_PATH``, ``nvcc`` on PATH, and ``/usr/local/cuda``."""
     tried = []
@@ -74,13 +82,13 @@ def find_toolkit() -> Path:
     ]
     if on_path := shutil.which("nvcc"):
         candidates.append((f"nvcc on PATH ({on_path})", toolkit_of(Path(on_path))))
-    candidates.append(("the usual place", Path("/usr/local/cuda")))
+    candidates.append(("the usual place", USUAL_PLACE))
     for origin, root in candidates:
         if root is None:
             tried.append(f"{origin}: it doesn't say where its toolkit is")
-        elif not (root / "bin" / "nvcc").is_file():
-            tried.append(f"{origin}: there is no {root / 'bin' / 'nvcc'}")
-        elif not (root / "include" / "cuda_runtime.h").is_file():
+        elif not usable_nvcc(root / "bin" / "nvcc"):
+            tried.append(f"{origin}: there is no program {root / 'bin' / 'nvcc'}")
+        elif not any((root / folder / "cuda_runtime.h").is_file() for folder in HEADER_FOLDERS):
             tried.append(f"{origin}: there is no {root / 'include' / 'cuda_runtime.h'}")
         else:
             return root.resolve()
@@ -90,9 +98,24 @@ def find_toolkit() -> Path:
 
 
 def wheel_include_dirs() -> tuple[Path, ...]:
-    """Header folders of the ``nvidia-*`` packages that a CUDA build of torch installs beside itself."""
-    roots = {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"], *site.getsitepackages()}
-    return tuple(Path(p) for root in sorted(roots) for p in sorted(glob.glob(f"{root}/nvidia/*/include")))
+    """Header folders of the ``nvidia-*`` packages that a CUDA build of torch installs beside itself.
+
+    They are looked for wherever Python imports from: torch may be in a user's or another environment's folder.
+    """
+    found = (path for root in sys.path if root for path in sorted(glob.glob(f"{glob.escape(root)}/nvidia/*/include")))
+    return tuple(map(Path, dict.fromkeys(found)))
+
+
+def release_of(nvcc: Path) -> str:
+    """The CUDA release that an ``nvcc`` prints, e.g. "13.0"; raises CudaUnavailableError when it prints none."""
+    try:
+        text = subprocess.run([nvcc, "--version"], check=False, capture_output=True, text=True).stdout
+    except OSError as error:  # built for another machine, say
+        raise CudaUnavailableError(f"{nvcc} can't be run: {error.strerror}.") from None
+    release = re.search(r"release (\d+\.\d+)", text)
+    if release is None:
+        raise CudaUnavailableError(f"{nvcc} doesn't print its release.")
+    return release[1]
 
 
 def decide(torch_cuda: str | None) -> CudaBuild | None:
@@ -109,13 +132,10 @@ def decide(torch_cuda: str | None) -> CudaBuild | None:
         if torch_cuda is None:
             raise CudaUnavailableError("the installed torch is a CPU build. Install a CUDA build of torch first.")
         root = find_toolkit()
-        said = subprocess.run([root / "bin" / "nvcc", "--version"], check=False, capture_output=True, text=True)
-        release = re.search(r"release (\d+\.\d+)", said.stdout)
-        if release is None:
-            raise CudaUnavailableError(f"{root / 'bin' / 'nvcc'} doesn't print its release.")
-        if release[1].split(".")[0] != torch_cuda.split(".")[0]:
+        release = release_of(root / "bin" / "nvcc")
+        if release.split(".")[0] != torch_cuda.split(".")[0]:
             raise CudaUnavailableError(
-                f"torch was built with CUDA {torch_cuda} and the toolkit in {root} is {release[1]}: "
+                f"torch was built with CUDA {torch_cuda} and the toolkit in {root} is {release}: "
                 "their major versions must be equal. Set CUDA_HOME to a matching toolkit."
             )
     except CudaUnavailableError as reason:
@@ -123,4 +143,6 @@ def decide(torch_cuda: str | None) -> CudaBuild | None:
             raise SystemExit(f"PERSIMMON_EXT_CUDA=1, but {reason}") from None
         print(f"persimmon_ext: building CPU kernels only: {reason}")
         return None
-    return CudaBuild(root, release[1], architectures(), wheel_include_dirs())
+    plan = CudaBuild(root, release, architectures(release), wheel_include_dirs())
+    print(f"persimmon_ext: building CUDA kernels for {plan.architectures} with CUDA {release} in {root}")
+    return plan
