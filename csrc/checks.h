@@ -17,8 +17,35 @@ inline void check_dim(const at::Tensor& t, const char* name, int64_t dim) {
   TORCH_CHECK_VALUE(t.dim() == dim, name, " must have ", dim, " dimensions, got shape ", t.sizes(), ".");
 }
 
+// A dtype's name as Python has it.
+inline const char* dtype_name(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return "float32";
+    case at::kDouble:
+      return "float64";
+    case at::kHalf:
+      return "float16";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kLong:
+      return "int64";
+    case at::kInt:
+      return "int32";
+    case at::kChar:
+      return "int8";
+    case at::kByte:
+      return "uint8";
+    case at::kBool:
+      return "bool";
+    default:
+      return c10::toString(dtype);
+  }
+}
+
 inline void check_dtype(const at::Tensor& t, const char* name, at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(t.scalar_type() == dtype, name, " must be ", dtype, ", got ", t.scalar_type(), ".");
+  TORCH_CHECK_TYPE(t.scalar_type() == dtype, name, " must be ", dtype_name(dtype), ", got ",
+                   dtype_name(t.scalar_type()), ".");
 }
 
 inline void check_same_device(const at::Tensor& t, const char* name, const at::Tensor& x, const char* x_name) {
@@ -30,8 +57,8 @@ inline void check_same_device(const at::Tensor& t, const char* name, const at::T
 inline void check_like(const at::Tensor& t, const char* name, const at::Tensor& x, const char* x_name,
                        at::IntArrayRef shape) {
   check_same_device(t, name, x, x_name);
-  TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type(), name, " must have ", x_name, "'s dtype ", x.scalar_type(),
-                   ", got ", t.scalar_type(), ".");
+  TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type(), name, " must have ", x_name, "'s dtype ",
+                   dtype_name(x.scalar_type()), ", got ", dtype_name(t.scalar_type()), ".");
   check_shape(t, name, shape);
 }
 

@@ -153,6 +153,43 @@ def test_autograd_against_float64(name, dtype):
         assert_accurate(a, b, c, name=f"{name} {i}")
 
 
+@pytest.mark.parametrize("name", ["linear_int8", "linear_int4", "sparse_linear_int8", "sparse_linear_int4"])
+def test_gradients_around_quantised_weights(name):
+    """With respect to everything but the codes: those of the same product with the dequantised weight."""
+    x, codes, scale, bias, residual, *options = samples(torch.float32, False)[name]
+    wanted = [t.clone().requires_grad_() for t in (x, bias, residual)]
+    dense = {
+        "linear_int8": lambda: reference.dequantize_int8(codes, scale, torch.float32),
+        "linear_int4": lambda: reference.dequantize_int4(codes, scale, torch.float32),
+        "sparse_linear_int8": lambda: (codes.float() * scale).T,
+        "sparse_linear_int4": lambda: reference.dequantize_int4(codes, scale, torch.float32).T,
+    }[name]()
+    ours = getattr(torch.ops.persimmon_ext, name)(wanted[0], codes, scale, wanted[1], wanted[2], *options)
+    theirs = reference.linear(wanted[0], dense, wanted[1], wanted[2], bool(options))
+    weights = randn(*ours.shape, seed=9)
+    for a, b in zip(
+        torch.autograd.grad((ours * weights).sum(), wanted),
+        torch.autograd.grad((theirs * weights).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_gradients_of_empty_products(shape):
+    x, weight = randn(2, shape[1]).requires_grad_(), randn(*shape, seed=1).requires_grad_()
+    ops.linear(x, weight).sum().backward()
+    assert x.grad.shape == x.shape
+    assert weight.grad.shape == weight.shape
+
+
+def test_torch_func_transforms():
+    x, w = randn(3, 8), randn(8, seed=1)
+    value, tangent = torch.func.jvp(lambda t: ops.layer_norm(t, w, w, 1e-5), (x,), (torch.ones_like(x),))
+    expected = torch.func.jvp(lambda t: reference.layer_norm(t, w, w, 1e-5), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close((value, tangent), expected)
+
+
 @pytest.mark.parametrize("name", ["layer_norm", "relu2", "linear", "sparse_linear", "attention"])
 def test_float64_runs_the_reference(name, caplog):
     """No kernel takes float64: the public functions are right all the same, and say so once at debug level."""
@@ -178,6 +215,13 @@ def test_float64_runs_the_reference(name, caplog):
 RNG = torch.zeros(1, 2, dtype=torch.int64)
 NORMS = norms(torch.float32, False)
 COS = randn(1, 3, 4)
+
+
+def second_derivative(function) -> None:
+    x = randn(2, 8).requires_grad_()
+    (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+
 
 BAD_CALLS = {
     "weight of another width": (ValueError, "weight", lambda: ops.layer_norm(randn(2, 8), randn(7), randn(8), 1e-5)),
@@ -245,6 +289,52 @@ BAD_CALLS = {
     ),
     "top_p of 0": (ValueError, "top_p", lambda: ops.sample(randn(1, 4), RNG, top_p=0.0)),
     "rng shape": (ValueError, "rng", lambda: ops.sample(randn(2, 4), RNG)),
+    "one cache for keys and values": (
+        ValueError,
+        "share memory",
+        lambda: ops.qk_norm_rope_append_(
+            randn(1, 3, 1, 3, D), *NORMS, COS, COS, *[torch.zeros(1, 1, 4, D)] * 2, torch.arange(3)[None], 1e-5
+        ),
+    ),
+    "norm of q alone": (
+        ValueError,
+        "2 are given",
+        lambda: ops.qk_norm_rope(randn(1, 3, 1, 3, D), NORMS[0], NORMS[1], None, None, COS, COS, 1e-5),
+    ),
+    "gradient through an in-place op": (
+        RuntimeError,
+        "not differentiable",
+        lambda: ops.qk_norm_rope_append_(
+            randn(1, 3, 1, 3, D).requires_grad_(),
+            *NORMS,
+            COS,
+            COS,
+            torch.zeros(1, 1, 4, D),
+            torch.zeros(1, 1, 4, D),
+            torch.arange(3)[None],
+            1e-5,
+        ),
+    ),
+    "second derivative": (
+        NotImplementedError,
+        "layer_norm_backward",
+        lambda: second_derivative(lambda x: ops.layer_norm(x, randn(8), randn(8), 1e-5)),
+    ),
+    "heads of k in float64": (
+        ValueError,
+        "k",
+        lambda: ops.attention(*(randn(1, h, 3, D, dtype=torch.float64) for h in (2, 1, 1))),
+    ),
+    "negative temperature in float64": (
+        ValueError,
+        "temperature",
+        lambda: ops.sample(randn(1, 4, dtype=torch.float64), RNG, temperature=-1.0),
+    ),
+    "residual shape in float64": (
+        ValueError,
+        "residual",
+        lambda: ops.linear(*(randn(2, 8, dtype=torch.float64) for _ in range(2)), residual=torch.zeros(2, 1).double()),
+    ),
     "NaN logits": (
         ValueError,
         "row 0",

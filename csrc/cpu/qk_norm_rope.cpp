@@ -190,6 +190,8 @@ at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, cons
   check_dim(k_cache, "k_cache", 4);
   check_cache(k_cache, "k_cache", qkv, k_cache.size(2));
   check_cache(v_cache, "v_cache", qkv, k_cache.size(2));
+  TORCH_CHECK_VALUE(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(),
+                    "k_cache and v_cache must not share memory.");
   const at::Tensor slots = slots_.contiguous();
   check_slots(slots, qkv, k_cache.size(2));
   return run(qkv, norms, cos, sin, k_cache, v_cache, slots, eps);

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import autocast_dtype, takes
+from persimmon_ext.ops.native import autocast_dtype, refuse_gradients, register_once_differentiable, takes
 from persimmon_ext.ops.qk_norm_rope import qk_norm_rope_append_
 
 _ops = torch.ops.persimmon_ext
@@ -47,6 +47,9 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if takes("attention", q, k, v, backward="attention_backward"):
         return _ops.attention(q, k, v, start, length, offset, scale)
+    if k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.shape != k.shape:
+        shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
+        raise ValueError(f"q must be [B, H, T, D], and k and v [B, H, S, D]; got {shapes}.")
     return reference.attention(q, k, v, start, length, offset, scale)
 
 
@@ -79,8 +82,13 @@ def decode_attention_(
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     norms = (q_weight, q_bias, k_weight, k_bias)
     parameters = [p for p in norms if p is not None]
+    refuse_gradients("decode_attention_", qkv, *norms, k_cache, v_cache)
     if len(parameters) == len(norms) and takes("decode_attention_", qkv, *norms, k_cache, v_cache):
         return _ops.decode_attention_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, start, eps, scale)
+    if not 1 <= qkv.shape[1] <= MAX_DECODE_TOKENS:
+        raise ValueError(f"decode_attention_ takes 1 to {MAX_DECODE_TOKENS} new tokens, got {qkv.shape[1]}.")
+    if bool((slots.diff(dim=1) != 1).any()):
+        raise ValueError(f"slots must be consecutive in each row, got {slots.tolist()}.")
     q = qk_norm_rope_append_(qkv, *norms, cos, sin, k_cache, v_cache, slots, eps)
     out, _ = attention(q, k_cache, v_cache, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
     return out
@@ -116,3 +124,4 @@ def _backward(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | Non
 
 
 torch.library.register_autograd("persimmon_ext::attention", _backward, setup_context=_setup)
+register_once_differentiable("attention_backward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import promote, takes
+from persimmon_ext.ops.native import promote, register_once_differentiable, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -87,3 +87,4 @@ torch.library.register_autograd("persimmon_ext::layer_norm", _layer_norm_backwar
 torch.library.register_autograd(
     "persimmon_ext::add_layer_norm", _add_layer_norm_backward, setup_context=_setup_add_layer_norm
 )
+register_once_differentiable("layer_norm_backward")

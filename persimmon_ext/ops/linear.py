@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,6 +39,9 @@ def linear(
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu2: bool) -> Tensor:
     if takes("linear", x, weight, bias, residual):
         return _ops.linear(x, weight, bias, residual, relu2)
+    if residual is not None and residual.shape != (*x.shape[:-1], weight.shape[0]):
+        expected = [*x.shape[:-1], weight.shape[0]]
+        raise ValueError(f"residual must have shape {expected}, got {list(residual.shape)}.")
     return reference.linear(x, weight, bias, residual, relu2)
 
 
@@ -68,9 +72,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, residual, *options = inputs
+    x, weight, bias, _residual, *options = inputs
     ctx.relu2 = bool(options and options[0])
-    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
     ctx.save_for_backward(x, weight, bias if ctx.relu2 else None)
 
 
@@ -79,12 +82,13 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dy = grad
     if ctx.relu2:  # the pre-activation is computed again rather than kept
         dy = grad * 2 * torch.relu(_ops.linear(x, weight, bias, None, False))
-    rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    rows = math.prod(x.shape[:-1])
+    rows_dy, rows_x = dy.reshape(rows, dy.shape[-1]), x.reshape(rows, x.shape[-1])
     return (
         dy @ weight if ctx.needs_input_grad[0] else None,
         rows_dy.T @ rows_x if ctx.needs_input_grad[1] else None,
-        rows_dy.sum(0) if ctx.has_bias else None,
-        grad if ctx.has_residual else None,
+        rows_dy.sum(0) if ctx.needs_input_grad[2] else None,
+        grad if ctx.needs_input_grad[3] else None,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import autocast_dtype, takes
+from persimmon_ext.ops.native import autocast_dtype, register_once_differentiable, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -59,3 +59,4 @@ def _backward(ctx: Any, dloss: Tensor, dlse: Tensor | None) -> tuple[Tensor | No
 
 
 torch.library.register_autograd("persimmon_ext::linear_cross_entropy", _backward, setup_context=_setup)
+register_once_differentiable("linear_cross_entropy_backward")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = Non
     x's dtype must be native and shared by `others`; where gradients are on, the kernel of `backward` must exist too.
     """
     needed = (op, backward) if backward is not None and torch.is_grad_enabled() else (op,)
-    if not has_kernels(x.device, *needed):
+    if torch._C._are_functorch_transforms_active():
+        reason = "torch.func transforms go through PyTorch's own operators"
+    elif not has_kernels(x.device, *needed):
         reason = f"no {' and '.join(needed)} kernel for {x.device.type}"
     elif x.dtype not in NATIVE_DTYPES:
         reason = f"no kernel for {x.dtype}"
@@ -45,6 +48,23 @@ def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = Non
     if not torch.compiler.is_compiling():
         log_fallback(op, reason)
     return False
+
+
+def refuse_gradients(op: str, *tensors: Tensor | None) -> None:
+    """Raises where a gradient would be lost without a word, in an op that writes in place."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(f"{op} is not differentiable, and an argument requires a gradient: use torch.no_grad().")
+
+
+def register_once_differentiable(op: str) -> None:
+    """Makes second derivatives through the backward kernel `op` an error instead of a silent zero."""
+
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            f"persimmon_ext::{op} has no derivative: second derivatives need float64, or transformers' model."
+        )
+
+    torch.library.register_autograd(f"persimmon_ext::{op}", backward)
 
 
 @cache

@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import takes
+from persimmon_ext.ops.native import refuse_gradients, register_once_differentiable, takes
 
 _ops = torch.ops.persimmon_ext
+
+
+def _given(*norms: Tensor | None) -> list[Tensor]:
+    """The norms' parameters: all four, or none for a model without QK-norm."""
+    given = [parameter for parameter in norms if parameter is not None]
+    if len(given) not in (0, len(norms)):
+        raise ValueError(
+            f"q_weight, q_bias, k_weight and k_bias must be all given or all None, and {len(given)} are given."
+        )
+    return given
 
 
 def qk_norm_rope(
@@ -34,11 +44,11 @@ def qk_norm_rope(
     Source: QK-norm, Dehghani et al. 2023; rotary, Su et al. 2021; the order is that of Adept's Persimmon.
     """
     norms = (q_weight, q_bias, k_weight, k_bias)
-    parameters = [p for p in norms if p is not None]
+    parameters = _given(*norms)
     if parameters and qkv.dtype != parameters[0].dtype:  # autocast: 16-bit activations, float32 parameters
         qkv = qkv.to(torch.promote_types(qkv.dtype, parameters[0].dtype))
     if (
-        len(parameters) == len(norms)
+        parameters
         and takes("qk_norm_rope", qkv, *norms, backward="qk_norm_rope_backward")
         and cos.dtype == torch.float32
     ):
@@ -68,8 +78,9 @@ def qk_norm_rope_append_(
     Raises: IndexError for a slot outside the cache.
     """
     norms = (q_weight, q_bias, k_weight, k_bias)
-    parameters = [p for p in norms if p is not None]
-    if len(parameters) == len(norms) and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache):
+    parameters = _given(*norms)
+    refuse_gradients("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache)
+    if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache):
         return _ops.qk_norm_rope_append_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, eps)
     q, k, v = reference.qk_norm_rope(qkv, *norms, cos, sin, eps)
     reference.append_(k.to(k_cache.dtype), v.to(v_cache.dtype), k_cache, v_cache, slots)
@@ -112,3 +123,4 @@ def _backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | No
 
 
 torch.library.register_autograd("persimmon_ext::qk_norm_rope", _backward, setup_context=_setup)
+register_once_differentiable("qk_norm_rope_backward")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +24,10 @@ def linear_int8(
     relu2: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """:func:`linear` on int8 weights. weight int8 [N, K]; scale float32 [N], per output feature. Inference only."""
+    """:func:`linear` on int8 weights. weight int8 [N, K]; scale float32 [N], one for each output feature.
+
+    Differentiable but for the weight.
+    """
     if takes("linear_int8", x, bias, residual):
         return _ops.linear_int8(x, weight, scale, bias, residual, relu2)
     return reference.linear(x, reference.dequantize_int8(weight, scale, x.dtype), bias, residual, relu2)
@@ -37,7 +42,10 @@ def linear_int4(
     relu2: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """:func:`linear` on int4 weights. weight uint8 [N, K/2]; scale float32 [N, K/64], a group each. Inference only."""
+    """:func:`linear` on int4 weights. weight uint8 [N, K/2]; scale float32 [N, K/64], one for each group of 64 columns.
+
+    Differentiable but for the weight.
+    """
     if takes("linear_int4", x, bias, residual):
         return _ops.linear_int4(x, weight, scale, bias, residual, relu2)
     return reference.linear(x, reference.dequantize_int4(weight, scale, x.dtype), bias, residual, relu2)
@@ -78,3 +86,35 @@ def _(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
 @torch.library.register_fake("persimmon_ext::sparse_linear_int4")
 def _(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[1] * 2)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, scale, bias, _residual, *options = inputs
+    ctx.relu2 = bool(options and options[0])
+    ctx.save_for_backward(x, weight, scale, bias)
+
+
+def _register_gradient(op: str, dense: Callable[[Tensor, Tensor, torch.dtype], Tensor]) -> None:
+    """The gradient of everything but the codes; `dense` gives the weight [N, K] that they stand for."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, bias = ctx.saved_tensors
+        matrix = dense(weight, scale, x.dtype)
+        dy = grad * 2 * torch.relu(reference.linear(x, matrix, bias, None, False)) if ctx.relu2 else grad
+        rows = dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1])
+        gradients = (
+            dy @ matrix if ctx.needs_input_grad[0] else None,
+            None,
+            None,
+            rows.sum(0) if ctx.needs_input_grad[3] else None,
+            grad if ctx.needs_input_grad[4] else None,
+        )
+        return gradients if op.startswith("sparse") else (*gradients, None)
+
+    torch.library.register_autograd(f"persimmon_ext::{op}", backward, setup_context=_setup)
+
+
+_register_gradient("linear_int8", reference.dequantize_int8)
+_register_gradient("linear_int4", reference.dequantize_int4)
+_register_gradient("sparse_linear_int8", lambda codes, scale, dtype: (codes.float() * scale).to(dtype).T)
+_register_gradient("sparse_linear_int4", lambda codes, scale, dtype: reference.dequantize_int4(codes, scale, dtype).T)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import takes
+from persimmon_ext.ops.native import register_once_differentiable, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -45,7 +46,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, bias = ctx.saved_tensors
     dx = _ops.relu2_backward(grad, x, bias)
-    return dx, dx.flatten(0, -2).sum(0) if bias is not None else None
+    return dx, dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1]).sum(0) if bias is not None else None
 
 
 torch.library.register_autograd("persimmon_ext::relu2", _backward, setup_context=_setup)
+register_once_differentiable("relu2_backward")

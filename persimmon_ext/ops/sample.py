@@ -35,6 +35,14 @@ def sample(
     """
     if takes("sample", logits):
         return _ops.sample(logits, rng, temperature, top_k, top_p, min_p)
+    for name, value, fits in (
+        ("temperature", temperature, 0 <= temperature < float("inf")),
+        ("top_k", top_k, top_k >= 0),
+        ("top_p", top_p, 0 < top_p <= 1),
+        ("min_p", min_p, 0 <= min_p <= 1),
+    ):
+        if not fits:
+            raise ValueError(f"{name} is out of range: {value}.")
     return reference.sample(logits, rng, temperature, top_k, top_p, min_p)
 
 

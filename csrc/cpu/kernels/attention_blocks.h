@@ -16,11 +16,12 @@ struct Visible {
 
   PERSIMMON_INLINE Visible of(const AttentionShape& s, int64_t b) {
     const int64_t start = s.start != nullptr ? s.start[b] : 0, length = s.length != nullptr ? s.length[b] : s.S;
+    const int64_t offset = s.offset != nullptr ? s.offset[b] : s.S - s.T;
     return {min_of(max_of(start, 0), s.S), min_of(max_of(length, 0), s.S),
-            s.offset != nullptr ? s.offset[b] : s.S - s.T};
+            min_of(max_of(offset, -s.T - 1), s.S)};  // beyond these nothing changes, and no sum overflows
   }
-  // Nothing where end(t) <= begin. No sum overflows, whatever the offset.
-  int64_t end(int64_t t) const { return offset < limit - t ? offset + t + 1 : limit; }
+  // Nothing where end(t) <= begin.
+  int64_t end(int64_t t) const { return min_of(offset + t + 1, limit); }
 };
 
 // 0 to kLanes - 1, to compare with a count of visible keys.

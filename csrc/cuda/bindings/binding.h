@@ -20,7 +20,7 @@ inline simt::Dtype dtype_of(const at::Tensor& t, const char* name) {
     case at::kBFloat16:
       return simt::Dtype::kBFloat16;
     default:
-      TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16 or float16, got ", t.scalar_type(), ".");
+      TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16 or float16, got ", dtype_name(t.scalar_type()), ".");
   }
 }
 
