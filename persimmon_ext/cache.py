@@ -84,6 +84,15 @@ class Cache:
         for layer in self.layers:
             layer.crop(max_length)
 
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` tokens of every layer, which may be 0; layers that hold fewer stay as they are."""
+        for layer in self.layers:
+            layer.truncate(length)
+
+    def requires_grad(self, layer_idx: int) -> bool:
+        """Whether a gradient flows to what a layer holds."""
+        return layer_idx < len(self.layers) and self.layers[layer_idx].requires_grad
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Makes row i of the batch the present row ``beam_idx[i]`` ([B], integers), for beam search."""
         self._select(beam_idx, "beam_idx")

@@ -91,6 +91,15 @@ class CacheLayer:
             )
         self._length += tokens
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows to the stored K and V."""
+        return self._length > 0 and self._storage is not None and any(tensor.requires_grad for tensor in self._storage)
+
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` tokens, which may be 0."""
+        self._length = min(self._length, length)
+
     def crop(self, max_length: int) -> None:
         """Keeps the first `max_length` tokens, or drops the last ``-max_length``; 0 drops nothing."""
         if max_length > 0:

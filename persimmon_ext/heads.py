@@ -57,7 +57,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = True,
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
@@ -76,6 +76,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         """
         if skip_logits and (labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)):
             raise ValueError("skip_logits needs labels, and can't be combined with logits_to_keep.")
+        check_before_running(input_ids if input_ids is not None else inputs_embeds, labels, logits_to_keep)
         output = run_decoder(
             self.model,
             {
@@ -92,14 +93,13 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         )
         hidden = keep_positions(output.last_hidden_state, logits_to_keep)
         loss = logits = None
-        if labels is not None and tuple(labels.shape) != tuple(hidden.shape[:2]):
-            raise ValueError(f"labels must have shape {list(hidden.shape[:2])}, got {list(labels.shape)}.")
         if skip_logits and labels is not None:
             loss = losses.causal_loss_without_logits(hidden, self.lm_head.weight, labels, num_items_in_batch)
         else:
             logits = self.lm_head(hidden)
             if labels is not None:
                 loss = losses.causal_loss(logits, labels, num_items_in_batch)
+        self.check_trainable(loss)
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -107,11 +107,31 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result if return_dict else result.to_tuple()
+        return result.to_tuple() if return_dict is False else result
 
     def generate(self, input_ids: Tensor | None = None, **arguments: Any) -> Any:
         """Continues a prompt; see :func:`persimmon_ext.generation.generate` for the arguments."""
         return generation.generate(self, input_ids, **arguments)
+
+
+def check_before_running(inputs: Tensor | None, labels: Tensor | None, logits_to_keep: int | Tensor) -> None:
+    """What could fail after the decoder has filled the cache, checked before it does. inputs [B, T, …]."""
+    if isinstance(logits_to_keep, int):
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be 0 or more, or a tensor of positions.")
+    elif logits_to_keep.dim() != 1:
+        raise ValueError(f"logits_to_keep must be a number or a 1-D tensor, got shape {list(logits_to_keep.shape)}.")
+    if not isinstance(inputs, Tensor) or inputs.dim() < 2:
+        return  # the decoder says what is wrong
+    B, T = inputs.shape[:2]
+    if isinstance(logits_to_keep, Tensor) and logits_to_keep.device.type == "cpu":
+        outside = logits_to_keep[(logits_to_keep >= T) | (logits_to_keep < -T)]
+        if outside.numel():
+            raise IndexError(f"logits_to_keep contains {int(outside[0])}, and there are {T} positions.")
+    kept = T if isinstance(logits_to_keep, Tensor) or logits_to_keep == 0 else min(T, logits_to_keep)
+    kept = logits_to_keep.shape[0] if isinstance(logits_to_keep, Tensor) else kept
+    if labels is not None and tuple(labels.shape) != (B, kept):
+        raise ValueError(f"labels must have shape [{B}, {kept}], got {list(labels.shape)}.")
 
 
 def keep_positions(hidden: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
@@ -119,11 +139,7 @@ def keep_positions(hidden: Tensor | None, logits_to_keep: int | Tensor) -> Tenso
     if hidden is None:
         raise TypeError("The decoder returned no last_hidden_state.")
     if isinstance(logits_to_keep, int):
-        if logits_to_keep < 0:
-            raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be 0 or more, or a tensor of positions.")
         return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-    if logits_to_keep.dim() != 1:
-        raise ValueError(f"logits_to_keep must be a number or a 1-D tensor, got shape {list(logits_to_keep.shape)}.")
     return hidden[:, logits_to_keep]
 
 
@@ -148,7 +164,7 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = True,
     ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
         """Logits [B, labels] at the last token that isn't ``config.pad_token_id`` (the last one, for inputs_embeds).
 
@@ -183,7 +199,7 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result if return_dict else result.to_tuple()
+        return result.to_tuple() if return_dict is False else result
 
     def last_tokens(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor:
         """The position of each row's last token that isn't padding, int64 [B]."""
@@ -221,7 +237,7 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = True,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Logits [B, T, labels], and the mean cross entropy with `labels` int64 [B, T] (-100 doesn't count)."""
         output = run_decoder(
@@ -244,4 +260,4 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result if return_dict else result.to_tuple()
+        return result.to_tuple() if return_dict is False else result

@@ -6,7 +6,7 @@ Dimensions: B batch, T new tokens, S all tokens, H heads, D head dim, R rotary d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,21 @@ if TYPE_CHECKING:
     from persimmon_ext.config import PersimmonConfig
 
 
+def can_fuse(module: nn.Module) -> bool:
+    """Whether what follows or precedes a module may be computed together with it.
+
+    Not where its forward is not ours (a class that defines one says `fuses`; an adapter may stand in its
+    place), nor where a hook would see other values than it expects.
+    """
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(vars(owner).get("fuses")) and not hooked and "forward" not in vars(module)
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` on :func:`persimmon_ext.ops.linear`."""
+
+    fuses = True
 
     def forward(self, x: Tensor, *, relu2: bool = False, residual: Tensor | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, relu2=relu2, residual=residual)
@@ -32,9 +45,16 @@ class HiddenMajorLinear(nn.Linear):
     """A linear layer whose weight [C, F] is stored hidden-major, strides (1, C): row j of its transpose is contiguous,
     so that the product can skip the rows whose activation is zero and one copy of the weight serves both products."""
 
+    fuses = True
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         self.weight = nn.Parameter(self.weight.detach().T.contiguous().T)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if not self.weight.T.is_contiguous():  # load_state_dict(assign=True) brings the file's layout
+            self.weight = nn.Parameter(self.weight.detach().T.contiguous().T, self.weight.requires_grad)
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -43,14 +63,25 @@ class HiddenMajorLinear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` on :func:`persimmon_ext.ops.layer_norm`, and with a residual added first."""
+    """``nn.LayerNorm`` on :func:`persimmon_ext.ops.layer_norm`."""
+
+    fuses = True
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def after_add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(x + residual, its norm)."""
-        return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
+
+def project(layer: nn.Module, x: Tensor, *, residual: Tensor) -> Tensor:
+    """layer(x) + residual, in one pass where the layer can."""
+    return layer(x, residual=residual) if can_fuse(layer) else layer(x) + residual
+
+
+def add_norm(norm: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """(x + residual, norm of that sum), in one pass where the norm can."""
+    if isinstance(norm, LayerNorm) and can_fuse(norm):
+        return ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
+    total = x + residual
+    return total, norm(total)
 
 
 @dataclass(frozen=True)
@@ -86,18 +117,30 @@ class PersimmonAttention(nn.Module):
     def forward(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
         """x [B, T, C] -> [B, T, C], and the probabilities [B, H, T, S] where they are asked for."""
         B, T, _ = x.shape
-        qkv = self.query_key_value(x).view(B, T, -1, 3, self.head_dim)
+        qkv = self.query_key_value(x)
+        qkv = qkv.view(B, T, qkv.shape[-1] // (3 * self.head_dim), 3, self.head_dim)
         dropout = self.attention_dropout if self.training else 0.0
         probabilities = None
         if step.output_attentions or dropout or step.visibility.mask is not None:
             out, probabilities = self.attend_explicitly(qkv, step, dropout)
-        elif isinstance(step.cache, Cache) and not (torch.is_grad_enabled() and qkv.requires_grad):
+        elif isinstance(step.cache, Cache) and self.fuses_norms() and not self.needs_gradient(qkv, step.cache):
             out = self.attend_in_place(qkv, step, step.cache)
         else:
             q, k, v = self.heads(qkv, step)
             out, _ = ops.attention(q, k, v, start=step.visibility.start, length=step.visibility.length)
         out = self.dense(out.reshape(B, T, -1))
         return out, probabilities if step.output_attentions else None
+
+    def fuses_norms(self) -> bool:
+        return not self.qk_layernorm or (can_fuse(self.q_layernorm) and can_fuse(self.k_layernorm))
+
+    def needs_gradient(self, qkv: Tensor, cache: Cache) -> bool:
+        """Whether a gradient may flow through the new tokens' attention, cached keys and values included."""
+        return torch.is_grad_enabled() and (
+            qkv.requires_grad
+            or cache.requires_grad(self.layer_idx)
+            or any(parameter is not None and parameter.requires_grad for parameter in self.norms())
+        )
 
     def norms(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         if not self.qk_layernorm:
@@ -106,9 +149,16 @@ class PersimmonAttention(nn.Module):
 
     def heads(self, qkv: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, H, T, D] of the new tokens, and k, v [B, H, S, D] of all, appended to the cache if there is one."""
-        q, k, v = ops.qk_norm_rope(qkv, *self.norms(), step.cos, step.sin, self.eps)
+        if self.fuses_norms():
+            q, k, v = ops.qk_norm_rope(qkv, *self.norms(), step.cos, step.sin, self.eps)
+        else:
+            q, k, v = qkv.unbind(3)  # [B, T, H, D]
+            q, k, v = (t.transpose(1, 2) for t in (self.q_layernorm(q), self.k_layernorm(k), v))
+            q, k = reference.rotate(q, step.cos, step.sin), reference.rotate(k, step.cos, step.sin)
         if step.cache is not None:
             k, v = step.cache.update(k, v, self.layer_idx)
+            S = step.past + q.shape[2]  # transformers' static caches return all slots, the unused ones too
+            k, v = k[:, :, :S], v[:, :, :S]
         return q, k, v
 
     def attend_explicitly(self, qkv: Tensor, step: Step, dropout: float) -> tuple[Tensor, Tensor]:
@@ -121,6 +171,8 @@ class PersimmonAttention(nn.Module):
         """Inference: new keys and values are written straight into the cache. Returns [B, T, H, D]."""
         B, T, H, _, D = qkv.shape
         start, length = step.visibility.start, step.visibility.length
+        if self.qk_layernorm:  # under autocast the norms' float32 decides, as it does for keys that have a gradient
+            qkv = qkv.to(torch.promote_types(qkv.dtype, self.q_layernorm.weight.dtype))
         k_cache, v_cache = cache.buffers(self.layer_idx, (B, H, T, D), qkv.dtype, qkv.device)
         place = (*self.norms(), step.cos, step.sin, k_cache, v_cache, step.slots)
         if T <= ops.MAX_DECODE_TOKENS and length is None:
@@ -137,6 +189,8 @@ class PersimmonAttention(nn.Module):
 class PersimmonMLP(nn.Module):
     """Two linear layers with ``hidden_act`` between them, the squared ReLU unless the config says otherwise."""
 
+    fuses = True
+
     def __init__(self, config: PersimmonConfig) -> None:
         super().__init__()
         self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
@@ -146,10 +200,12 @@ class PersimmonMLP(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [..., C] -> [..., C], plus `residual` [..., C] where given."""
-        # Fused where no gradient needs the pre-activation and the layer is ours: an adapter may have replaced it.
-        fused = self.hidden_act == "relu2" and isinstance(self.dense_h_to_4h, Linear) and not torch.is_grad_enabled()
+        # With gradients on, the pre-activation is kept for the backward pass rather than computed again.
+        fused = self.hidden_act == "relu2" and can_fuse(self.dense_h_to_4h) and not torch.is_grad_enabled()
         hidden = self.dense_h_to_4h(x, relu2=True) if fused else self.act(self.dense_h_to_4h(x))
-        out: Tensor = self.dense_4h_to_h(hidden, residual=residual)
+        out: Tensor = (
+            self.dense_4h_to_h(hidden) if residual is None else project(self.dense_4h_to_h, hidden, residual=residual)
+        )
         return out
 
 
@@ -167,7 +223,7 @@ class PersimmonDecoderLayer(nn.Module):
     def forward(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
         """x [B, T, C] -> [B, T, C], and the attention probabilities [B, H, T, S] where they are asked for."""
         attended, probabilities = self.self_attn(self.input_layernorm(x), step)
-        x, normed = self.post_attention_layernorm.after_add(attended, x)
+        x, normed = add_norm(self.post_attention_layernorm, attended, x)
         if self.training and self.hidden_dropout:
             return F.dropout(self.mlp(normed), self.hidden_dropout) + x, probabilities
-        return self.mlp(normed, residual=x), probabilities
+        return project(self.mlp, normed, residual=x), probabilities

@@ -26,16 +26,28 @@ class Visibility:
         return visible_keys(T, S, device, self.start, self.length) if self.mask is None else self.mask
 
 
-def read_mask(attention_mask: Tensor | None, B: int, T: int, S: int, H: int) -> Visibility:
+def read_packing(position_ids: Tensor) -> Visibility:
+    """Several documents in one row, told by positions that start again: each sees itself alone. position_ids [B, T].
+
+    What transformers reads into positions where there is neither a mask nor a cache.
+    """
+    if bool((position_ids.diff(dim=1) == 1).all()):
+        return Visibility()
+    starts = position_ids.diff(dim=1, prepend=position_ids[:, :1] - 1) != 1
+    document = starts.cumsum(1)
+    T = position_ids.shape[1]
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return Visibility(mask=same & visible_keys(T, T, position_ids.device))
+
+
+def read_mask(attention_mask: Tensor, B: int, T: int, S: int, H: int) -> Visibility:
     """Interprets the `attention_mask` argument of a forward call.
 
     Args:
-        attention_mask: None; [B, S] of 0/1 or booleans, 1 where a token is real; or [B or 1, H or 1, T, S], boolean
+        attention_mask: [B, S] of 0/1 or booleans, 1 where a token is real; or [B or 1, H or 1, T, S], boolean
             (True is visible) or floating point (added to the scores), which replaces causality too.
     Raises: ValueError for another shape or other values.
     """
-    if attention_mask is None:
-        return Visibility()
     if attention_mask.dim() == 4:
         b, h, t, s = attention_mask.shape
         if b not in (1, B) or h not in (1, H) or (t, s) != (T, S):
@@ -55,6 +67,8 @@ def read_mask(attention_mask: Tensor | None, B: int, T: int, S: int, H: int) -> 
             f"{list(attention_mask.shape)}."
         )
     real = attention_mask != 0
+    if torch.compiler.is_compiling() or real.device.type == "meta":  # no values to look at
+        return Visibility(mask=visible_keys(T, S, real.device) & real[:, None, None, :])
     if attention_mask.dtype != torch.bool and not bool(((attention_mask == 1) | ~real).all()):
         raise ValueError(
             f"attention_mask must hold 0 and 1 only, got values from {attention_mask.min().item()} to "

@@ -5,9 +5,10 @@ Dimensions: B batch, T new tokens, S all tokens (cached and new), C hidden, V vo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from persimmon_ext import checkpoints
 from persimmon_ext.cache import Cache, DynamicCache
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.layers import LayerNorm, PersimmonDecoderLayer, Step
-from persimmon_ext.masking import read_mask
+from persimmon_ext.masking import Visibility, read_mask, read_packing
 from persimmon_ext.outputs import BaseModelOutputWithPast
 from persimmon_ext.rope import PersimmonRotaryEmbedding
 
@@ -32,6 +33,11 @@ class PersimmonPreTrainedModel(nn.Module):
 
     def __init__(self, config: PersimmonConfig) -> None:
         super().__init__()
+        if not isinstance(config, PersimmonConfig):  # transformers' own will do
+            if not hasattr(config, "to_dict"):
+                raise TypeError(f"config must be a PersimmonConfig, got {type(config).__name__}.")
+            config = PersimmonConfig.from_dict(config.to_dict())
+        config.validate()  # attributes may have changed since it was made
         self.config = config
 
     @classmethod
@@ -132,7 +138,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
 
     def __init__(self, config: PersimmonConfig) -> None:
         super().__init__(config)
-        config.validate()  # attributes may have changed since it was made
+        config = self.config
         padding = config.pad_token_id if config.pad_token_id is not None and config.pad_token_id >= 0 else None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding)
         self.layers = nn.ModuleList(PersimmonDecoderLayer(config, i) for i in range(config.num_hidden_layers))
@@ -151,7 +157,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        return_dict: bool | None = True,
         cache_position: Tensor | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Runs the decoder over new tokens.
@@ -168,7 +174,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
             use_cache: make and return a cache; default: the config's.
             output_attentions: return each layer's probabilities [B, H, T, S].
             output_hidden_states: return the embedding, each layer's output but the last, and the final norm's.
-            return_dict: False returns a tuple.
+            return_dict: False returns a tuple; None is True.
             cache_position: [T], the cache slots of the new tokens, consecutive; a first slot below the cached length
                 drops the tokens from there on.
         Returns: last_hidden_state [B, T, C], past_key_values, hidden_states, attentions.
@@ -189,15 +195,16 @@ class PersimmonModel(PersimmonPreTrainedModel):
         step = self.plan(x, attention_mask, position_ids, cache, cache_position, output_attentions)
 
         hidden_states, attentions = [x], []
-        for layer in self.layers:
-            run: Callable[..., Any] = layer
-            if checkpointing:
-                x, probabilities = checkpoint(run, x, step, **(self.checkpointing or {}))
-            else:
-                x, probabilities = run(x, step)
-            hidden_states.append(x)
-            attentions.append(probabilities)
-        x = self.final_layernorm(x)
+        with restored_on_error(cache):
+            for layer in self.layers:
+                run: Callable[..., Any] = layer
+                if checkpointing:
+                    x, probabilities = checkpoint(run, x, step, **(self.checkpointing or {}))
+                else:
+                    x, probabilities = run(x, step)
+                hidden_states.append(x)
+                attentions.append(probabilities)
+            x = self.final_layernorm(x)
         hidden_states[-1] = x
         output = BaseModelOutputWithPast(
             last_hidden_state=x,
@@ -205,15 +212,17 @@ class PersimmonModel(PersimmonPreTrainedModel):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """input_ids [B, T] -> [B, T, C]."""
+        check_tensor(input_ids, "input_ids")
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"input_ids must have shape [B, T] with T at least 1, got {list(input_ids.shape)}.")
         if input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"input_ids must be int64 or int32, got {input_ids.dtype}.")
-        if input_ids.device.type == "cpu" and input_ids.numel():  # elsewhere the check would wait for the device
+        # Elsewhere the check would wait for the device, and a traced graph has no values to check.
+        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
             low, high = int(input_ids.min()), int(input_ids.max())
             V = self.embed_tokens.weight.shape[0]
             if low < 0 or high >= V:
@@ -232,24 +241,29 @@ class PersimmonModel(PersimmonPreTrainedModel):
     ) -> Step:
         """Works out, once for all layers, where the new tokens stand and what they see."""
         B, T, _ = x.shape
-        past = cache.get_seq_length() if cache is not None else 0
-        slots = torch.arange(past, past + T, device=x.device)
-        if cache_position is not None:
-            past = rewind(cache, past, cache_position, T)
-            slots = cache_position.to(device=x.device, dtype=torch.int64)
-        if position_ids is None:
-            position_ids = slots[None]
-        elif position_ids.dim() != 2 or position_ids.shape[0] not in (1, B) or position_ids.shape[1] != T:
-            raise ValueError(f"position_ids must have shape [{B} or 1, {T}], got {list(position_ids.shape)}.")
-        cos, sin = self.rotary_emb(position_ids.to(x.device))
-        heads = self.config.num_attention_heads
+        past = cached_length(cache, len(self.layers))
+        first = past if cache_position is None else first_slot(cache_position, past if cache is not None else None, T)
+        slots = torch.arange(first, first + T, device=x.device)
+        if position_ids is not None:
+            check_tensor(position_ids, "position_ids")
+            if position_ids.dim() != 2 or position_ids.shape[0] not in (1, B) or position_ids.shape[1] != T:
+                raise ValueError(f"position_ids must have shape [{B} or 1, {T}], got {list(position_ids.shape)}.")
+        cos, sin = self.rotary_emb(slots[None] if position_ids is None else position_ids.to(x.device))
         if attention_mask is not None:
-            attention_mask = attention_mask.to(x.device)
+            check_tensor(attention_mask, "attention_mask")
+            S = first + T if cache is not None else T
+            visibility = read_mask(attention_mask.to(x.device), B, T, S, self.config.num_attention_heads)
+        elif position_ids is not None and cache is None:
+            visibility = read_packing(position_ids.to(x.device))
+        else:
+            visibility = Visibility()
+        if first < past:
+            drop_from(cache, first)  # last: an error above leaves the cache as it was
         return Step(
             cos=cos,
             sin=sin,
-            visibility=read_mask(attention_mask, B, T, past + T if cache is not None else T, heads),
-            past=past,
+            visibility=visibility,
+            past=first,
             cache=cache,
             slots=slots.expand(B, T),
             output_attentions=output_attentions,
@@ -263,18 +277,56 @@ def check_embeds(inputs_embeds: Tensor | None, C: int) -> Tensor:
     return inputs_embeds
 
 
-def rewind(cache: Cache | None, past: int, cache_position: Tensor, T: int) -> int:
-    """The cached length from which new tokens at `cache_position` continue, after dropping what they overwrite."""
+def check_tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
+
+
+def cached_length(cache: Any, layers: int) -> int:
+    """Tokens in the cache, 0 without one. Raises where it isn't a cache, or its layers disagree."""
+    if cache is None:
+        return 0
+    if not (hasattr(cache, "update") and hasattr(cache, "get_seq_length")):
+        raise TypeError(
+            f"past_key_values must be a cache, with update and get_seq_length, got {type(cache).__name__}. "
+            "persimmon_ext.DynamicCache is one."
+        )
+    if isinstance(cache, Cache):
+        lengths = [cache.get_seq_length(i) for i in range(layers)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"past_key_values must hold equally many tokens in every layer, got {lengths}.")
+    return int(cache.get_seq_length())  # a number, even where transformers keeps a tensor that counts on
+
+
+def first_slot(cache_position: Tensor, past: int | None, T: int) -> int:
+    """The slot of the first of T new tokens. `past`: the cached length, None without a cache."""
+    check_tensor(cache_position, "cache_position")
     positions = cache_position.tolist()
-    first = positions[0] if positions else 0
+    first = positions[0] if cache_position.dim() == 1 and positions else 0
     if positions != list(range(first, first + T)) or first < 0:
         raise ValueError(f"cache_position must be {T} consecutive slots, got {positions}.")
-    if cache is None or first == past:
-        return past
-    if first > past:
+    if past is not None and first > past:
         raise ValueError(f"cache_position starts at {first}, and the cache holds only {past} tokens.")
-    if first == 0:
+    return int(first)
+
+
+def drop_from(cache: Any, length: int) -> None:
+    """Keeps the first `length` tokens of the cache."""
+    if isinstance(cache, Cache):
+        cache.truncate(length)
+    elif length == 0:
         cache.reset()
     else:
-        cache.crop(first)
-    return first
+        cache.crop(length)
+
+
+@contextlib.contextmanager
+def restored_on_error(cache: Any) -> Iterator[None]:
+    """An exception inside, Ctrl-C too, leaves one of our caches with the tokens that it had."""
+    length = cache.get_seq_length() if isinstance(cache, Cache) else 0
+    try:
+        yield
+    except BaseException:
+        if isinstance(cache, Cache):
+            cache.truncate(length)
+        raise
