@@ -28,7 +28,8 @@ from persimmon_ext.heads import (
     PersimmonForSequenceClassification,
     PersimmonForTokenClassification,
 )
-from persimmon_ext.modeling import PersimmonModel, PersimmonPreTrainedModel
+from persimmon_ext.modeling import PersimmonModel
+from persimmon_ext.pretrained import PersimmonPreTrainedModel
 from persimmon_ext.text_stream import TextStreamer
 from persimmon_ext.tokenizer import PersimmonTokenizer
 

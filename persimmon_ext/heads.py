@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from persimmon_ext import generation, losses
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.layers import Linear
-from persimmon_ext.modeling import PersimmonModel, PersimmonPreTrainedModel
+from persimmon_ext.modeling import PersimmonModel
 from persimmon_ext.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+from persimmon_ext.pretrained import PersimmonPreTrainedModel
+from persimmon_ext.quantized_layers import QuantizedLinear
 
 
-def run_decoder(model: PersimmonModel, arguments: dict[str, Any]) -> BaseModelOutputWithPast:
+def run_decoder(model: PersimmonModel, **arguments: Any) -> BaseModelOutputWithPast:
     output = model(**arguments)
     if not isinstance(output, BaseModelOutputWithPast):
         raise TypeError(f"The decoder must return its outputs by name, got {type(output).__name__}.")
@@ -79,22 +81,22 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         check_before_running(input_ids if input_ids is not None else inputs_embeds, labels, logits_to_keep)
         output = run_decoder(
             self.model,
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "past_key_values": past_key_values,
-                "inputs_embeds": inputs_embeds,
-                "use_cache": use_cache,
-                "output_attentions": output_attentions,
-                "output_hidden_states": output_hidden_states,
-                "cache_position": cache_position,
-            },
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            cache_position=cache_position,
         )
         hidden = keep_positions(output.last_hidden_state, logits_to_keep)
         loss = logits = None
         if skip_logits and labels is not None:
-            loss = losses.causal_loss_without_logits(hidden, self.lm_head.weight, labels, num_items_in_batch)
+            head = self.lm_head
+            weight = head.dequantize(hidden.dtype) if isinstance(head, QuantizedLinear) else head.weight
+            loss = losses.causal_loss_without_logits(hidden, weight, labels, num_items_in_batch)
         else:
             logits = self.lm_head(hidden)
             if labels is not None:
@@ -174,16 +176,14 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         """
         output = run_decoder(
             self.model,
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "past_key_values": past_key_values,
-                "inputs_embeds": inputs_embeds,
-                "use_cache": use_cache,
-                "output_attentions": output_attentions,
-                "output_hidden_states": output_hidden_states,
-            },
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         hidden = keep_positions(output.last_hidden_state, 0)
         last = self.last_tokens(input_ids, hidden)
@@ -242,16 +242,14 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
         """Logits [B, T, labels], and the mean cross entropy with `labels` int64 [B, T] (-100 doesn't count)."""
         output = run_decoder(
             self.model,
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "past_key_values": past_key_values,
-                "inputs_embeds": inputs_embeds,
-                "use_cache": use_cache,
-                "output_attentions": output_attentions,
-                "output_hidden_states": output_hidden_states,
-            },
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         logits = self.score(self.dropout(keep_positions(output.last_hidden_state, 0)))
         result = TokenClassifierOutput(

@@ -1,136 +1,26 @@
-"""PersimmonModel, the decoder without a head, and what every Persimmon model can do.
+"""PersimmonModel, the decoder without a head.
 
 Dimensions: B batch, T new tokens, S all tokens (cached and new), C hidden, V vocab, L layers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from persimmon_ext import checkpoints
 from persimmon_ext.cache import Cache, DynamicCache
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.inputs import cached_length, check_embeds, check_tensor, drop_from, first_slot, restored_on_error
 from persimmon_ext.layers import LayerNorm, PersimmonDecoderLayer, Step
 from persimmon_ext.masking import Visibility, read_mask, read_packing
 from persimmon_ext.outputs import BaseModelOutputWithPast
+from persimmon_ext.pretrained import PersimmonPreTrainedModel
 from persimmon_ext.rope import PersimmonRotaryEmbedding
-
-ModelType = TypeVar("ModelType", bound="PersimmonPreTrainedModel")
-
-
-class PersimmonPreTrainedModel(nn.Module):
-    """Loading, saving, initialisation and training switches, shared by the decoder and its heads."""
-
-    base_model_prefix = "model"
-
-    def __init__(self, config: PersimmonConfig) -> None:
-        super().__init__()
-        if not isinstance(config, PersimmonConfig):  # transformers' own will do
-            if not hasattr(config, "to_dict"):
-                raise TypeError(f"config must be a PersimmonConfig, got {type(config).__name__}.")
-            config = PersimmonConfig.from_dict(config.to_dict())
-        config.validate()  # attributes may have changed since it was made
-        self.config = config
-
-    @classmethod
-    def from_pretrained(
-        cls: type[ModelType],
-        path: str | os.PathLike[str],
-        *,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-        config: PersimmonConfig | None = None,
-        torch_dtype: torch.dtype | str | None = None,
-    ) -> ModelType:
-        """Loads a Hugging Face folder: config.json and safetensors or ``.bin`` weights. The model is in eval mode.
-
-        Args:
-            path: the folder.
-            dtype: of the parameters; None takes the config's, or else the checkpoint's own.
-            device: where the parameters go; None is torch's default device.
-            config: replaces the folder's config.json.
-            torch_dtype: the older name of `dtype`.
-        Raises: FileNotFoundError, or checkpoints.CheckpointError in a sentence, for anything that doesn't fit.
-        """
-        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-            raise ValueError(f"dtype={dtype} and torch_dtype={torch_dtype} are the same argument; pass one of them.")
-        dtype = torch_dtype if dtype is None else dtype
-        return checkpoints.load_pretrained(cls, path, dtype=dtype, device=device, config=config)
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        max_shard_size: int | str = "5GB",
-        safe_serialization: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Writes config.json and safetensors that transformers loads too. Files appear whole or not at all."""
-        checkpoints.save_pretrained(
-            self, folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization, state_dict=state_dict
-        )
-
-    @property
-    def decoder(self) -> PersimmonModel:
-        """The model without its head."""
-        return self if isinstance(self, PersimmonModel) else getattr(self, self.base_model_prefix)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.decoder.embed_tokens
-
-    def set_input_embeddings(self, module: nn.Module) -> None:
-        self.decoder.embed_tokens = module  # type: ignore[assignment]
-        self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Makes the head share the embedding's weight where the config says so. Nothing to do without a head."""
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Normal weights of standard deviation ``initializer_range``, zero biases and padding row, unit norms."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                module.weight.normal_(0.0, self.config.initializer_range)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    module.bias.zero_()
-                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                    module.weight[module.padding_idx].zero_()
-            elif isinstance(module, nn.LayerNorm):
-                module.weight.fill_(1.0)
-                module.bias.zero_()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self.decoder.checkpointing is not None
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Keeps only each layer's input for the backward pass and computes the rest again.
-
-        `gradient_checkpointing_kwargs` goes to :func:`torch.utils.checkpoint.checkpoint`.
-        """
-        self.decoder.checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-
-    def gradient_checkpointing_disable(self) -> None:
-        self.decoder.checkpointing = None
 
 
 class PersimmonModel(PersimmonPreTrainedModel):
@@ -268,65 +158,3 @@ class PersimmonModel(PersimmonPreTrainedModel):
             slots=slots.expand(B, T),
             output_attentions=output_attentions,
         )
-
-
-def check_embeds(inputs_embeds: Tensor | None, C: int) -> Tensor:
-    if inputs_embeds is None or inputs_embeds.dim() != 3 or inputs_embeds.shape[1] == 0 or inputs_embeds.shape[2] != C:
-        shape = None if inputs_embeds is None else list(inputs_embeds.shape)
-        raise ValueError(f"inputs_embeds must have shape [B, T, {C}] with T at least 1, got {shape}.")
-    return inputs_embeds
-
-
-def check_tensor(value: object, name: str) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
-
-
-def cached_length(cache: Any, layers: int) -> int:
-    """Tokens in the cache, 0 without one. Raises where it isn't a cache, or its layers disagree."""
-    if cache is None:
-        return 0
-    if not (hasattr(cache, "update") and hasattr(cache, "get_seq_length")):
-        raise TypeError(
-            f"past_key_values must be a cache, with update and get_seq_length, got {type(cache).__name__}. "
-            "persimmon_ext.DynamicCache is one."
-        )
-    if isinstance(cache, Cache):
-        lengths = [cache.get_seq_length(i) for i in range(layers)]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"past_key_values must hold equally many tokens in every layer, got {lengths}.")
-    return int(cache.get_seq_length())  # a number, even where transformers keeps a tensor that counts on
-
-
-def first_slot(cache_position: Tensor, past: int | None, T: int) -> int:
-    """The slot of the first of T new tokens. `past`: the cached length, None without a cache."""
-    check_tensor(cache_position, "cache_position")
-    positions = cache_position.tolist()
-    first = positions[0] if cache_position.dim() == 1 and positions else 0
-    if positions != list(range(first, first + T)) or first < 0:
-        raise ValueError(f"cache_position must be {T} consecutive slots, got {positions}.")
-    if past is not None and first > past:
-        raise ValueError(f"cache_position starts at {first}, and the cache holds only {past} tokens.")
-    return int(first)
-
-
-def drop_from(cache: Any, length: int) -> None:
-    """Keeps the first `length` tokens of the cache."""
-    if isinstance(cache, Cache):
-        cache.truncate(length)
-    elif length == 0:
-        cache.reset()
-    else:
-        cache.crop(length)
-
-
-@contextlib.contextmanager
-def restored_on_error(cache: Any) -> Iterator[None]:
-    """An exception inside, Ctrl-C too, leaves one of our caches with the tokens that it had."""
-    length = cache.get_seq_length() if isinstance(cache, Cache) else 0
-    try:
-        yield
-    except BaseException:
-        if isinstance(cache, Cache):
-            cache.truncate(length)
-        raise

@@ -9,10 +9,15 @@ int4
 A hidden-major weight, of the second product of an MLP, is stored transposed, [F, C]: row j holds what hidden unit j
 adds to the output, and is not read where that unit is zero.
 
+A weight is read once and a piece at a time, so that quantising one never needs a second copy of it.
+
 Dimensions: N output features, K input features, C hidden size, F ffn size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +27,42 @@ from persimmon_ext.reference import INT4_GROUP
 
 INT8_LIMIT = 127
 INT4_OFFSET = 8  # added to a code before it is stored
+_PIECE = 2**20  # weights held in float32 at a time
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a name such as "int4" stands for."""
+
+    name: str
+    bits: int
+    group_size: int | None
+    """Weights that share a scale; None: all of an output feature."""
+    codes_dtype: torch.dtype
+
+    def check_shape(self, out_features: int, in_features: int, *, hidden_major: bool) -> None:
+        """Raises ValueError where the dimension that groups run along isn't a multiple of their size."""
+        along = out_features if hidden_major else in_features
+        if self.group_size is not None and along % self.group_size:
+            raise ValueError(
+                f"{self.name} needs the weight's {'out' if hidden_major else 'in'}put size to be a multiple of "
+                f"{self.group_size}, got {along}."
+            )
+
+
+FORMATS = {
+    "int8": Format("int8", 8, None, torch.int8),
+    "int4": Format("int4", 4, INT4_GROUP, torch.uint8),
+}
+
+
+def parse_format(name: str) -> Format:
+    """The format of that name. Raises ValueError for any other, TypeError for what isn't a string."""
+    if not isinstance(name, str):
+        raise TypeError(f"quantization must be one of {', '.join(FORMATS)}, got {name!r}.")
+    if name not in FORMATS:
+        raise ValueError(f"quantization must be one of {', '.join(FORMATS)}, got {name!r}.")
+    return FORMATS[name]
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,10 +73,9 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns: codes int8 [N, K] and scale float32 [N], for `ops.linear_int8`.
     Raises: ValueError for a weight that isn't a matrix or holds an infinity or NaN; TypeError for one of integers.
     """
-    weight = _checked(weight)
-    scale = weight.abs().amax(dim=1) / INT8_LIMIT if weight.shape[1] else weight.new_zeros(weight.shape[0])
-    codes = (weight / _divisor(scale)[:, None]).round().clamp(-INT8_LIMIT, INT8_LIMIT)
-    return codes.to(torch.int8), scale
+    _check_matrix(weight)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    return codes, _fill_int8(weight, codes)
 
 
 def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,17 +87,20 @@ def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     Raises: ValueError for a weight that isn't a matrix, whose K isn't a multiple of 64, or that holds an infinity or
         NaN; TypeError for one of integers.
     """
-    weight = _checked(weight)
+    _check_matrix(weight)
     N, K = weight.shape
     if K % INT4_GROUP:
         raise ValueError(f"int4 needs the weight's last dimension to be a multiple of {INT4_GROUP}, got {K}.")
-    groups = weight.view(N, K // INT4_GROUP, INT4_GROUP)
-    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
-    scale = largest / -INT4_OFFSET
-    codes = (groups / _divisor(scale)[..., None]).round().clamp(-INT4_OFFSET, INT4_OFFSET - 1)
-    stored = (codes + INT4_OFFSET).to(torch.uint8)
-    low, high = stored.chunk(2, dim=-1)
-    return (low | high << 4).flatten(1), scale
+    packed = torch.empty(N, K // 2, dtype=torch.uint8, device=weight.device)
+    scale = torch.empty(N, K // INT4_GROUP, device=weight.device)
+    for rows, piece in _pieces(weight):
+        groups = piece.view(len(piece), K // INT4_GROUP, INT4_GROUP)
+        largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scale[rows] = largest / -INT4_OFFSET
+        codes = (groups / _divisor(scale[rows])[..., None]).round_().clamp_(-INT4_OFFSET, INT4_OFFSET - 1)
+        low, high = (codes + INT4_OFFSET).to(torch.uint8).chunk(2, dim=-1)
+        packed[rows] = (low | high << 4).flatten(1)
+    return packed, scale
 
 
 def quantize_hidden_major_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +108,10 @@ def quantize_hidden_major_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: codes int8 [F, C] and scale float32 [C], for `ops.sparse_linear_int8`.
     """
-    codes, scale = quantize_int8(weight)
-    return codes.T.contiguous(), scale
+    _check_matrix(weight)
+    C, F = weight.shape
+    codes = torch.empty(F, C, dtype=torch.int8, device=weight.device)
+    return codes, _fill_int8(weight, codes.T)
 
 
 def quantize_hidden_major_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +119,8 @@ def quantize_hidden_major_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: packed uint8 [F, C/2] and scale float32 [F, C/64], groups along C, for `ops.sparse_linear_int4`.
     """
-    return quantize_int4(_checked(weight).T)
+    _check_matrix(weight)
+    return quantize_int4(weight.T)
 
 
 def dequantize_int8(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -94,17 +140,36 @@ def dequantize_int4(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.fl
     return reference.dequantize_int4(packed, scale, dtype)
 
 
-def _checked(weight: Tensor) -> Tensor:
-    """The weight in float32, contiguous."""
+def _check_matrix(weight: Tensor) -> None:
     if weight.dim() != 2:
         raise ValueError(f"The weight must have two dimensions, got shape {list(weight.shape)}.")
     if not weight.is_floating_point():
         raise TypeError(f"The weight must be of a floating dtype, got {weight.dtype}.")
-    weight = weight.detach().float().contiguous()
-    if not weight.isfinite().all():
-        row = int((~weight.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"The weight must be finite, got an infinity or NaN in row {row}.")
-    return weight
+
+
+def _pieces(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Consecutive rows of the weight in float32, contiguous. Raises ValueError where one isn't finite."""
+    N, K = weight.shape
+    step = max(1, _PIECE // max(K, 1))
+    for first in range(0, N, step):
+        rows = slice(first, min(first + step, N))
+        piece = weight[rows].detach().float().contiguous()
+        if not piece.isfinite().all():
+            row = first + int((~piece.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"The weight must be finite, got an infinity or NaN in row {row}.")
+        yield rows, piece
+
+
+def _fill_int8(weight: Tensor, codes: Tensor) -> Tensor:
+    """Writes the codes [N, K] of the weight [N, K] and returns its scale [N]."""
+    N, K = weight.shape
+    scale = torch.zeros(N, device=weight.device)
+    if K == 0:
+        return scale
+    for rows, piece in _pieces(weight):
+        scale[rows] = piece.abs().amax(dim=1) / INT8_LIMIT
+        codes[rows] = (piece / _divisor(scale[rows])[:, None]).round_().clamp_(-INT8_LIMIT, INT8_LIMIT).to(torch.int8)
+    return scale
 
 
 def _divisor(scale: Tensor) -> Tensor:

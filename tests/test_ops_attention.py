@@ -227,11 +227,11 @@ def test_same_bits_for_any_number_of_threads() -> None:
         ({"k": torch.zeros(2, 3, 5, 7)}, ValueError, "k must have shape .*got .*7"),
         ({"k": torch.zeros(2, 1, 5, 8)}, ValueError, "k must have shape"),
         ({"v": torch.zeros(2, 3, 6, 8)}, ValueError, "v must have shape .*got .*6"),
-        ({"v": torch.zeros(2, 3, 5, 8).half()}, TypeError, "v must have q's dtype Float, got Half"),
+        ({"v": torch.zeros(2, 3, 5, 8).half()}, TypeError, "v must have q's dtype float32, got float16"),
         ({"q": torch.zeros(2, 3, 4, 0)}, ValueError, "head dimension of at least 1"),
         ({"start": torch.zeros(3, dtype=torch.int64)}, ValueError, r"start must have shape \[2\], got \[3\]"),
-        ({"length": torch.zeros(2, dtype=torch.int32)}, TypeError, "length must be Long, got Int"),
-        ({"offset": torch.zeros(2)}, TypeError, "offset must be Long, got Float"),
+        ({"length": torch.zeros(2, dtype=torch.int32)}, TypeError, "length must be int64, got int32"),
+        ({"offset": torch.zeros(2)}, TypeError, "offset must be int64, got float32"),
     ],
 )
 def test_errors(changes: dict[str, Tensor], error: type[Exception], message: str) -> None:

@@ -132,11 +132,11 @@ def test_errors() -> None:
         ops.linear(x, weight, torch.zeros(2), None, False)
     with pytest.raises(ValueError, match=r"residual must have shape \[2, 3\], got \[3\]"):
         ops.linear(x, weight, None, torch.zeros(3), False)
-    with pytest.raises(TypeError, match="weight must have x's dtype Float, got Half"):
+    with pytest.raises(TypeError, match="weight must have x's dtype float32, got float16"):
         ops.linear(x, weight.half(), None, None, False)
     with pytest.raises(ValueError, match="weight must have 2 dimensions"):
         ops.linear(x, weight[0], None, None, False)
-    with pytest.raises(TypeError, match="x must be float32, bfloat16 or float16, got Double"):
+    with pytest.raises(TypeError, match="x must be float32, bfloat16 or float16, got float64"):
         ops.linear(x.double(), weight.double(), None, None, False)
     with pytest.raises(ValueError, match="at least one dimension"):
         ops.linear(torch.tensor(1.0), weight, None, None, False)

@@ -138,7 +138,7 @@ def test_bad_arguments() -> None:
         ops.linear_cross_entropy(hidden, weight, labels[:4], IGNORE)
     with pytest.raises(ValueError, match="weight must have shape"):
         ops.linear_cross_entropy(hidden, weight[:, :7], labels, IGNORE)
-    with pytest.raises(TypeError, match="labels must be Long, got Int"):
+    with pytest.raises(TypeError, match="labels must be int64, got int32"):
         ops.linear_cross_entropy(hidden, weight, labels.int(), IGNORE)
     with pytest.raises(TypeError, match="weight must have hidden's dtype"):
         ops.linear_cross_entropy(hidden, weight.half(), labels, IGNORE)

@@ -126,7 +126,9 @@ def test_empty(shape: tuple[int, ...]) -> None:
     gradients = torch.autograd.grad(sum(x.sum() for x in results), leaves)
     assert not any(g.any() for g in gradients)
     cache = torch.zeros(2, B, H, 3, D)
-    q = qk_norm_rope_append_(qkv.detach(), *rest[:6], cache[0], cache[1], torch.zeros(B, T, dtype=torch.int64), EPS)
+    slots = torch.zeros(B, T, dtype=torch.int64)
+    with torch.no_grad():
+        q = qk_norm_rope_append_(qkv, *rest[:6], cache[0], cache[1], slots, EPS)
     assert q.shape == (B, H, T, D)
 
 
@@ -162,9 +164,9 @@ def test_slot_out_of_range(slot: int) -> None:
         (0, torch.zeros(2, 3, 2, 3, 0), ValueError, "head dimension of at least 1"),
         (1, torch.zeros(7), ValueError, r"q_weight must have shape \[8\], got \[7\]"),
         (2, torch.zeros(8, 1), ValueError, r"q_bias must have shape \[8\], got \[8, 1\]"),
-        (3, torch.zeros(8).half(), TypeError, "k_weight must have qkv's dtype Float, got Half"),
+        (3, torch.zeros(8).half(), TypeError, "k_weight must have qkv's dtype float32, got float16"),
         (4, torch.zeros(9), ValueError, r"k_bias must have shape \[8\], got \[9\]"),
-        (5, torch.zeros(2, 3, 2).double(), TypeError, "cos must be Float, got Double"),
+        (5, torch.zeros(2, 3, 2).double(), TypeError, "cos must be float32, got float64"),
         (5, torch.zeros(3, 3, 2), ValueError, "cos must have batch size 1 or 2"),
         (5, torch.zeros(2, 4, 2), ValueError, "cos must have one row for each of 3 tokens"),
         (5, torch.zeros(2, 3, 5), ValueError, "cos must have at most D/2 = 4 columns"),
@@ -184,10 +186,10 @@ def test_errors(position: int, value: Tensor, error: type[Exception], message: s
         ({"k_cache": torch.zeros(2, 2, 8)}, ValueError, "k_cache must have 4 dimensions"),
         ({"k_cache": torch.zeros(2, 1, 5, 8)}, ValueError, r"k_cache must have shape \[2, 2, 5, 8\]"),
         ({"v_cache": torch.zeros(2, 2, 6, 8)}, ValueError, r"v_cache must have shape \[2, 2, 5, 8\]"),
-        ({"v_cache": torch.zeros(2, 2, 5, 8).half()}, TypeError, "v_cache must have qkv's dtype Float, got Half"),
+        ({"v_cache": torch.zeros(2, 2, 5, 8).half()}, TypeError, "v_cache must have qkv's dtype float32, got float16"),
         ({"k_cache": torch.zeros(2, 2, 8, 5).mT}, ValueError, "k_cache must be contiguous in its last dimension"),
         ({"k_cache": torch.zeros(1, 2, 5, 8).expand(2, 2, 5, 8)}, ValueError, "k_cache must not be an expanded tensor"),
-        ({"slots": torch.zeros(2, 3)}, TypeError, "slots must be Long, got Float"),
+        ({"slots": torch.zeros(2, 3)}, TypeError, "slots must be int64, got float32"),
         ({"slots": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, r"slots must have shape \[2, 3\], got \[3, 2\]"),
     ],
 )

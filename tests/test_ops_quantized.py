@@ -173,11 +173,11 @@ def test_quantization_errors() -> None:
 def test_op_errors() -> None:
     codes, scale = quantization.quantize_int8(randn(6, 64))
     x = randn(1, 64)
-    with pytest.raises(TypeError, match="weight must be Char, got Float"):
+    with pytest.raises(TypeError, match="weight must be int8, got float32"):
         ops.linear_int8(x, codes.float(), scale, None, None, False)
     with pytest.raises(ValueError, match=r"scale must have shape \[6\], got \[5\]"):
         ops.linear_int8(x, codes, scale[:5], None, None, False)
-    with pytest.raises(TypeError, match="scale must be Float, got Double"):
+    with pytest.raises(TypeError, match="scale must be float32, got float64"):
         ops.linear_int8(x, codes, scale.double(), None, None, False)
     with pytest.raises(ValueError, match="64 columns"):
         ops.linear_int8(x[:, :5], codes, scale, None, None, False)

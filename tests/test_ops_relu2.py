@@ -56,11 +56,11 @@ def test_errors() -> None:
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"bias must have shape \[3\], got \[2\]"):
         ops.relu2(x, torch.zeros(2))
-    with pytest.raises(TypeError, match="bias must have x's dtype Float, got Half"):
+    with pytest.raises(TypeError, match="bias must have x's dtype float32, got float16"):
         ops.relu2(x, torch.zeros(3).half())
     with pytest.raises(ValueError, match=r"grad must have shape \[2, 3\], got \[3, 2\]"):
         ops.relu2_backward(x.T, x, None)
-    with pytest.raises(TypeError, match="x must be float32, bfloat16 or float16, got Double"):
+    with pytest.raises(TypeError, match="x must be float32, bfloat16 or float16, got float64"):
         ops.relu2(x.double(), None)
     with pytest.raises(ValueError, match="at least one dimension"):
         ops.relu2(torch.tensor(1.0), torch.zeros(1))

@@ -173,7 +173,7 @@ def test_bad_arguments() -> None:
     logits, rng = inputs(2, 10)
     with pytest.raises(ValueError, match=r"rng must have shape \[2, 2\], got \[1, 2\]"):
         ops.sample(logits, rng[:1], 1.0, 0, 1.0, 0.0)
-    with pytest.raises(TypeError, match="rng must be Long, got Int"):
+    with pytest.raises(TypeError, match="rng must be int64, got int32"):
         ops.sample(logits, rng.int(), 1.0, 0, 1.0, 0.0)
     with pytest.raises(ValueError, match="logits must have 2 dimensions"):
         ops.sample(logits[0], rng, 1.0, 0, 1.0, 0.0)

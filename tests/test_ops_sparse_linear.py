@@ -127,7 +127,7 @@ def test_errors() -> None:
         ops.sparse_linear(x[:, :3], weight, None, None)
     with pytest.raises(ValueError, match=r"residual must have shape \[2, 4\], got \[4\]"):
         ops.sparse_linear(x, weight, None, torch.zeros(4))
-    with pytest.raises(TypeError, match="bias must have x's dtype Float, got Half"):
+    with pytest.raises(TypeError, match="bias must have x's dtype float32, got float16"):
         ops.sparse_linear(x, weight, torch.zeros(4).half(), None)
     with pytest.raises(ValueError, match="at least one dimension"):
         ops.sparse_linear(torch.tensor(1.0), weight, None, None)

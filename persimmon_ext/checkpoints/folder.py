@@ -18,11 +18,14 @@ from persimmon_ext.checkpoints.errors import CheckpointError, listing
 CONFIG_NAME = "config.json"
 SAFETENSORS_NAME = "model.safetensors"
 SAFETENSORS_INDEX_NAME = "model.safetensors.index.json"
+QUANTIZED_NAME = "quantized.safetensors"
+QUANTIZED_INDEX_NAME = "quantized.safetensors.index.json"
 PICKLE_NAME = "pytorch_model.bin"
 PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
 
 # In the order in which transformers looks for them.
 _WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, PICKLE_NAME, PICKLE_INDEX_NAME)
+_QUANTIZED_NAMES = (QUANTIZED_NAME, QUANTIZED_INDEX_NAME)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -57,17 +60,20 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def find_weights(folder: Path) -> WeightFiles:
+def find_weights(folder: Path, *, quantized: bool = False) -> WeightFiles:
     """Returns the weight files of `folder`: safetensors before pickled ones, one file before an index with shards.
+
+    Those of a `quantized` checkpoint have names of their own.
 
     Raises FileNotFoundError if there are none, or if the index names one that is not there; CheckpointError if the
     index is damaged or names a file outside `folder`.
     """
-    for name in _WEIGHT_NAMES:
+    names = _QUANTIZED_NAMES if quantized else _WEIGHT_NAMES
+    for name in names:
         path = folder / name
         if os.path.isfile(path):
             return _read_index(path) if name.endswith(".json") else WeightFiles((path,))
-    raise FileNotFoundError(f"There are no weights in {folder}: none of {', '.join(_WEIGHT_NAMES)} is there.")
+    raise FileNotFoundError(f"There are no weights in {folder}: none of {', '.join(names)} is there.")
 
 
 def _read_index(index: Path) -> WeightFiles:

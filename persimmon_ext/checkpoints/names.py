@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
-from persimmon_ext.checkpoints.reading import TensorInfo
+from persimmon_ext.checkpoints.reading import TensorInfo, wrong_dtype
+from persimmon_ext.checkpoints.targets import dtype_name
 
 HEADS = ("lm_head", "score")
 """The submodules that a head model may have beside its base model."""
@@ -43,17 +44,31 @@ def parameter_aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {names[0]: tuple(names) for names in groups.values()}
 
 
+def tensor_aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """:func:`parameter_aliases` and the buffers that are saved: the codes and scales of quantised layers."""
+    saved = model.state_dict().keys()
+    buffers = {name: (name,) for name, _ in model.named_buffers() if name in saved}
+    return {**parameter_aliases(model), **buffers}
+
+
+def tensor_at(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that name."""
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), leaf)
+    return tensor
+
+
 def assign(model: nn.Module, infos: Mapping[str, TensorInfo], folder: Path) -> Assignment:
     """Decides where each stored tensor goes. Warns if a classification head is left to be initialised.
 
     Raises CheckpointError, naming the tensors, if the model needs one that is missing, if one has nowhere to go, or if
-    a shape differs.
+    a shape or the kind of dtype differs.
     """
     stored = _stored_names(model, infos)
     sources: dict[str, str] = {}
     repeats: dict[str, str] = {}
     absent: list[str] = []
-    for name, aliases in parameter_aliases(model).items():
+    for name, aliases in tensor_aliases(model).items():
         present = [stored.pop(alias) for alias in aliases if alias in stored]
         if present:
             sources[name] = present[0]
@@ -69,6 +84,7 @@ def assign(model: nn.Module, infos: Mapping[str, TensorInfo], folder: Path) -> A
         problems.append(f"{_count(stored, 'unexpected tensor')}: {listing(stored.values())}")
     if problems:
         raise CheckpointError(f"The checkpoint {folder} does not fit {type(model).__name__}. {'; '.join(problems)}.")
+    _check_dtypes(model, infos, sources)
     if initialised:
         warnings.warn(
             f"The checkpoint {folder} has no {listing(initialised)}: newly initialised, to be trained before use.",
@@ -102,14 +118,28 @@ def _misshapen(
 ) -> list[str]:
     wrong = []
     for name, stored in [*sources.items(), *repeats.items()]:
-        expected, found = tuple(model.get_parameter(name).shape), infos[stored].shape
+        expected, found = tuple(tensor_at(model, name).shape), infos[stored].shape
         if expected != found:
             wrong.append(f"{stored} {list(found)} instead of {list(expected)}")
     return [f"{_count(wrong, 'tensor')} of another shape: {listing(wrong)}"] if wrong else []
 
 
+def _check_dtypes(model: nn.Module, infos: Mapping[str, TensorInfo], sources: Mapping[str, str]) -> None:
+    """Raises CheckpointError unless parameters are of a floating dtype, and codes and scales of their own."""
+    for name, stored in sources.items():
+        tensor, info = tensor_at(model, name), infos[stored]
+        if isinstance(tensor, nn.Parameter):
+            if not info.dtype.is_floating_point:
+                raise CheckpointError(wrong_dtype(info.file, stored, dtype_name(info.dtype)))
+        elif info.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"Tensor {stored} in {info.file} has dtype {dtype_name(info.dtype)}; it must be "
+                f"{dtype_name(tensor.dtype)}."
+            )
+
+
 def _with_shapes(model: nn.Module, names: Iterable[str]) -> list[str]:
-    return [f"{name} {list(model.get_parameter(name).shape)}" for name in names]
+    return [f"{name} {list(tensor_at(model, name).shape)}" for name in names]
 
 
 def _count(items: Mapping[str, str] | list[str], what: str) -> str:

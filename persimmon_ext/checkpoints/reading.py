@@ -22,7 +22,14 @@ from torch import Tensor
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
 from persimmon_ext.checkpoints.targets import WEIGHT_DTYPES
 
-_SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,  # codes of quantised weights
+    "U8": torch.uint8,
+}
 _HEADER_LENGTH_BYTES = 8
 # Pages once read stay resident, as a second copy of the model, until their map goes: it is renewed after so many bytes.
 _MAPPED_BYTES = 2**26
@@ -65,7 +72,7 @@ def open_weights(path: Path) -> WeightFile:
     """Opens a weight file by the kind of its name: ``.bin`` is a pickle, anything else safetensors.
 
     Raises CheckpointError if it is damaged, holds anything but tensors, or one of another dtype than float32, bfloat16,
-    float16 and float64.
+    float16, float64 and, in safetensors, int8 and uint8.
     """
     return _PickleFile(path) if path.suffix == ".bin" else _SafetensorsFile(path)
 
@@ -96,7 +103,7 @@ class _SafetensorsFile(WeightFile):
         part = self._handle.get_slice(name)
         stored = part.get_dtype()
         if stored not in _SAFETENSORS_DTYPES:
-            raise CheckpointError(_wrong_dtype(path, name, stored))
+            raise CheckpointError(wrong_dtype(path, name, stored))
         return TensorInfo(tuple(part.get_shape()), _SAFETENSORS_DTYPES[stored], path)
 
     def read(self, name: str) -> Tensor:
@@ -132,7 +139,7 @@ class _PickleFile(WeightFile):
 
     def _info(self, path: Path, name: str, tensor: Tensor) -> TensorInfo:
         if tensor.dtype not in WEIGHT_DTYPES.values():
-            raise CheckpointError(_wrong_dtype(path, name, tensor.dtype))
+            raise CheckpointError(wrong_dtype(path, name, tensor.dtype))
         return TensorInfo(tuple(tensor.shape), tensor.dtype, path)
 
     def read(self, name: str) -> Tensor:
@@ -166,7 +173,8 @@ def _is_plain_tensor(name: object, value: object) -> bool:
     )
 
 
-def _wrong_dtype(path: Path, name: str, dtype: object) -> str:
+def wrong_dtype(path: Path, name: str, dtype: object) -> str:
+    """The sentence that says so."""
     return f"Tensor {name} in {path} has dtype {dtype}; weights must be {', '.join(WEIGHT_DTYPES)}."
 
 

@@ -15,15 +15,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from persimmon_ext.checkpoints.errors import listing
-from persimmon_ext.checkpoints.folder import CONFIG_NAME, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME
+from persimmon_ext.checkpoints.folder import (
+    CONFIG_NAME,
+    QUANTIZED_INDEX_NAME,
+    QUANTIZED_NAME,
+    SAFETENSORS_INDEX_NAME,
+    SAFETENSORS_NAME,
+)
 from persimmon_ext.checkpoints.names import parameter_aliases
+from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, record
 from persimmon_ext.checkpoints.replacing import publish, staged
 from persimmon_ext.checkpoints.targets import dtype_name
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.quantized_layers import QuantizedLinear, quantized_format
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[KMGT]I?)B", re.IGNORECASE)
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SHARD = re.compile(r"(model|quantized)-\d{5}-of-\d{5}\.safetensors")
 _METADATA = {"format": "pt"}  # transformers reads no file without it
 
 
@@ -39,8 +47,10 @@ def save_pretrained(
 
     Tensors are written row-major whatever their layout in memory, a tied head once. `max_shard_size` is in bytes, or a
     string such as "500MB" or "2GiB"; a tensor larger than that gets a file of its own. `state_dict` replaces that of
-    the model. Everything is written under temporary names first: if that fails, the folder is as before. Weight files
-    of an earlier save that no longer belong are removed at the end.
+    the model. The files of a quantised model are called quantized….safetensors, and its config.json says the format.
+
+    Everything is written under temporary names first: if that fails, the folder is as before. Weight files of an
+    earlier save that no longer belong are removed at the end.
 
     Raises ValueError if `safe_serialization` is False, the size makes no sense or a tensor has no values, TypeError for
     something that is not a tensor, NotADirectoryError if `folder` is a file, OSError if the disk is full.
@@ -54,9 +64,14 @@ def save_pretrained(
     tensors = _tensors_to_save(model, model.state_dict() if state_dict is None else state_dict)
     config = _config_to_save(model, tensors)
     shards = _split(tensors, limit)
-    names = [SAFETENSORS_NAME]
+    quantized = QUANTIZATION_FIELD in config.extra
+    name, index_name = (
+        (QUANTIZED_NAME, QUANTIZED_INDEX_NAME) if quantized else (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME)
+    )
+    names = [name]
     if len(shards) > 1:
-        names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+        stem = name.removesuffix(".safetensors")
+        names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     with staged(target) as staging:
         config.save_pretrained(staging)
         for name, shard in zip(names, shards, strict=True):
@@ -65,8 +80,8 @@ def save_pretrained(
             shutil.copymode(staging / CONFIG_NAME, staging / name)
         published = [CONFIG_NAME, *names]
         if len(shards) > 1:
-            _write_index(staging / SAFETENSORS_INDEX_NAME, tensors, dict(zip(names, shards, strict=True)))
-            published.append(SAFETENSORS_INDEX_NAME)
+            _write_index(staging / index_name, tensors, dict(zip(names, shards, strict=True)))
+            published.append(index_name)
         publish(staging, target, published)
     _remove_earlier(target, keep=set(published))
 
@@ -103,8 +118,20 @@ def _config_to_save(model: nn.Module, tensors: Mapping[str, Tensor]) -> Persimmo
         raise TypeError(f"{type(model).__name__}.config must be a PersimmonConfig, got {config!r}.")
     config = copy.deepcopy(config)
     config.architectures = [type(model).__name__]
+    config.extra.pop(QUANTIZATION_FIELD, None)  # of the folder that the config was read from
+    chosen = quantized_format(model)
+    if chosen is not None:
+        _check_codes(model, tensors)
+        config.extra[QUANTIZATION_FIELD] = record(chosen)
     config.dtype = next((dtype_name(t.dtype) for t in tensors.values() if t.is_floating_point()), config.dtype)
     return config
+
+
+def _check_codes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    layers = (name for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
+    missing = [f"{name}.{leaf}" for name in layers for leaf in ("codes", "scale") if f"{name}.{leaf}" not in tensors]
+    if missing:
+        raise ValueError(f"The model is quantised, but state_dict lacks {listing(missing)}.")
 
 
 def _split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
@@ -147,7 +174,7 @@ def _write_index(path: Path, tensors: Mapping[str, Tensor], shards: Mapping[str,
 
 def _remove_earlier(folder: Path, keep: set[str]) -> None:
     # The names that decide what is loaded go first: a reader finds the new weights as soon as they are gone.
-    for name in (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME):
+    for name in (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, QUANTIZED_NAME, QUANTIZED_INDEX_NAME):
         if name not in keep:
             (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():

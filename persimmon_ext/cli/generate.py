@@ -18,6 +18,7 @@ from persimmon_ext.assets import embedded_checkpoint
 from persimmon_ext.cli import values
 from persimmon_ext.cli.errors import UsageError
 from persimmon_ext.heads import PersimmonForCausalLM
+from persimmon_ext.quantization import FORMATS
 from persimmon_ext.text_stream import TextStreamer
 from persimmon_ext.tokenizer import PersimmonTokenizer
 
@@ -71,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", type=values.dtype, metavar="NAME", help="such as bfloat16; default: the checkpoint's"
     )
     parser.add_argument(
+        "--quantization", choices=tuple(FORMATS), help="quantise the weights while loading; default: as they are"
+    )
+    parser.add_argument(
         "--device", type=values.device, metavar="NAME", help="default: cuda if there is a GPU, else cpu"
     )
     parser.add_argument("--threads", type=values.integer(1), metavar="N", help="CPU threads")
@@ -91,7 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
         folder = embedded_checkpoint()
         print("Using the small embedded model; name another with --model.", file=sys.stderr)
     tokenizer = PersimmonTokenizer.from_pretrained(folder)
-    model = PersimmonForCausalLM.from_pretrained(folder, dtype=arguments.dtype, device=device)
+    model = PersimmonForCausalLM.from_pretrained(
+        folder, dtype=arguments.dtype, device=device, quantization=arguments.quantization
+    )
 
     # Prints the continuation without its prompt when a program asks, and both for a reader.
     output = io.StringIO() if arguments.json else sys.stdout
