@@ -1,5 +1,9 @@
 # add_planted_bug(NAME ORIGINAL text PLANTED text REPORT regex): builds layer_norm_test from a copy of the kernel with every
 # ORIGINAL replaced, and adds a test that passes when the program's output matches REPORT.
+if(POLICY CMP0174)
+  cmake_policy(SET CMP0174 NEW)  # an empty PLANTED is an empty string: a bug may be a deletion
+endif()
+
 function(add_planted_bug name)
   cmake_parse_arguments(PARSE_ARGV 1 BUG "" "ORIGINAL;PLANTED;REPORT" "")  # keeps the semicolons of the texts
   set(kernel "${csrc}/cuda/layer_norm.cu")
