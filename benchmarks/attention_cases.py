@@ -1,0 +1,62 @@
+"""Cases of attention over a prompt and of a decode step over a cache, against torch's scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.cases import EPS, Case, Shapes, accurate, size
+from benchmarks.small_cases import Heads
+from persimmon_ext import ops
+
+
+def attention(shapes: Shapes) -> Iterator[Case]:
+    H, D = shapes.heads, shapes.head_dim
+    for T in shapes.tokens:
+        q, k, v = (shapes.normal(1, H, T, D) for _ in range(3))
+
+        def ours(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
+            return ops.attention(q, k, v)[0]
+
+        def eager(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
+            # Contiguous as the next product needs it, and as ours is.
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).contiguous()
+
+        def exact(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).transpose(1, 2)
+
+        check = accurate("attention", ours, eager, exact)
+        products = 4 * H * D * T * (T + 1) // 2  # two products over the visible keys
+        yield Case(f"1x{H}x{T}x{D}", ours, eager, check, 4 * size(q), products)
+
+
+def decode_attention_(shapes: Shapes) -> Iterator[Case]:
+    """The eager side writes into a preallocated cache too, which transformers' dynamic cache does not."""
+    H, D = shapes.heads, shapes.head_dim
+    for S in shapes.contexts:
+        heads = Heads(shapes, 1, first=S - 1)
+        k_cache, v_cache = shapes.normal(1, H, S, D), shapes.normal(1, H, S, D)
+        k_eager, v_eager = k_cache.clone(), v_cache.clone()
+        slots = torch.full((1, 1), S - 1, device=shapes.device)
+
+        def ours(
+            heads: Heads = heads, k_cache: Tensor = k_cache, v_cache: Tensor = v_cache, slots: Tensor = slots
+        ) -> Tensor:
+            place = (heads.cos, heads.sin, k_cache, v_cache, slots)
+            return ops.decode_attention_(heads.qkv, *heads.norms, *place, eps=EPS)
+
+        def eager(heads: Heads = heads, k_eager: Tensor = k_eager, v_eager: Tensor = v_eager) -> Tensor:
+            q, k, v = heads.eager()
+            k_eager[:, :, -1:], v_eager[:, :, -1:] = k, v
+            return F.scaled_dot_product_attention(q, k_eager, v_eager).transpose(1, 2)
+
+        def exact(heads: Heads = heads, k_cache: Tensor = k_cache, v_cache: Tensor = v_cache) -> Tensor:
+            q, k, v = heads.exact()
+            keys, values = torch.cat((k_cache[:, :, :-1], k), 2), torch.cat((v_cache[:, :, :-1], v), 2)
+            return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2)
+
+        check = accurate("decode_attention_", ours, eager, exact)
+        yield Case(f"1x{H}x{S}x{D}", ours, eager, check, size(k_cache, v_cache))

@@ -1,0 +1,139 @@
+"""Every op against eager PyTorch, and against what the machine can do: its memory bandwidth or its matrix product rate.
+
+Each op is checked first, then both sides are timed in turn, with cold caches unless --warm is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import attention_cases, machine, options, product_cases, small_cases, table
+from benchmarks.cases import Case, Shapes
+from benchmarks.timing import Sample, measure
+from benchmarks.weights import Filler
+
+Result = dict[str, Any]
+
+CASES: dict[str, Callable[[Shapes], Iterator[Case]]] = {
+    "layer_norm": small_cases.layer_norm,
+    "add_layer_norm": small_cases.add_layer_norm,
+    "qk_norm_rope": small_cases.qk_norm_rope,
+    "qk_norm_rope_append_": small_cases.qk_norm_rope_append_,
+    "attention": attention_cases.attention,
+    "decode_attention_": attention_cases.decode_attention_,
+    "linear": product_cases.linear,
+    "sparse_linear": product_cases.sparse_linear,
+    "relu2": small_cases.relu2,
+    "linear_cross_entropy": product_cases.linear_cross_entropy,
+    "sample": small_cases.sample,
+    "linear_int8": product_cases.linear_int8,
+    "linear_int4": product_cases.linear_int4,
+    "sparse_linear_int8": product_cases.sparse_linear_int8,
+    "sparse_linear_int4": product_cases.sparse_linear_int4,
+}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = options.parser("kernels", __doc__)
+    count = options.positive
+    parser.add_argument("--rows", type=count, nargs="+", default=[1, 4, 8, 16], help="of the products with a weight")
+    parser.add_argument("--tokens", type=count, nargs="+", default=[256, 2048], help="of what runs over a prompt")
+    parser.add_argument("--context", type=count, nargs="+", default=[1024, 16384], help="cached, decode_attention_")
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="OP", default=list(CASES), help="these ops")
+    parser.add_argument("--warm", action="store_true", help="leave the caches as the run before left them")
+    parser.add_argument("--seconds", type=float, default=4.0, help="at most so long for the runs of a case")
+    return parser.parse_args(arguments)
+
+
+def as_result(op: str, case: Case, dtype: str, samples: dict[str, Sample], ceilings: dict[str, float]) -> Result:
+    """What the JSON file holds of one case."""
+    ours = samples["ours"].median
+    least = case.bytes / ceilings["read_bytes_per_s"], case.flops / ceilings["matmul_flops"]  # seconds
+    best = min(sample.median for name, sample in samples.items() if name != "ours")
+    return {
+        "op": op,
+        "shape": case.shape,
+        "dtype": dtype,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "sides": {name: sample.as_dict() for name, sample in samples.items()},
+        "gb_per_s": case.bytes / ours / 1e9,
+        "gflops": case.flops / ours / 1e9,
+        "ceilings": ceilings,
+        "share_of_ceiling": max(least) / ours,
+        "times_eager": samples["eager"].median / ours,
+        "times_best": best / ours,
+    }
+
+
+def as_row(result: dict[str, Any]) -> dict[str, str]:
+    """The printed row of one result."""
+    return {
+        "op": result["op"],
+        "shape": result["shape"],
+        "dtype": result["dtype"],
+        "µs (p20–p80)": table.microseconds(result["sides"]["ours"]),
+        "MB": f"{result['bytes'] / 1e6:.2f}",
+        "GB/s": f"{result['gb_per_s']:.1f}",
+        "GFLOP/s": f"{result['gflops']:.0f}" if result["flops"] else "",
+        "of ceiling": f"{result['share_of_ceiling']:.0%}",
+        "× eager": f"{result['times_eager']:.2f}",
+        "× best": f"{result['times_best']:.2f}",
+    }
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The program; `arguments` as on the command line."""
+    chosen = parse(arguments)
+    device = options.prepare(chosen)
+    result = machine.stamp("kernels") | {"machine": machine.facts(device), "options": vars(chosen)}
+    matmul = options.matmul_rate(chosen, device)
+    shapes = Shapes(
+        hidden=chosen.hidden,
+        ffn=chosen.ffn,
+        heads=chosen.heads,
+        vocab=chosen.vocab,
+        dtype=options.DTYPES[chosen.dtype],
+        device=device,
+        rows=tuple(chosen.rows),
+        tokens=tuple(chosen.tokens),
+        contexts=tuple(chosen.context),
+        filler=Filler(chosen.seed, device),
+    )
+    reader = machine.MemoryReader(device, chosen.bandwidth_buffer)
+    read = measure({"read": reader}, device=device, repeats=8)["read"]
+    results: list[Result] = []
+    bar = tqdm(chosen.only, unit="op", file=sys.stderr, disable=None)
+    for op in bar:
+        bar.set_description(op)
+        for case in CASES[op](shapes):
+            case.check()
+            sides = {"ours": case.ours, "eager": case.eager, **case.peers}
+            samples = measure(
+                sides,
+                device=device,
+                repeats=chosen.repeats,
+                flush=None if chosen.warm else reader,
+                budget_s=chosen.seconds,
+                warmup=2,
+            )
+            ceilings = {
+                "read_bytes_per_s": reader.bytes_per_s(samples.pop("flush", read)),
+                "matmul_flops": matmul,
+            }
+            results.append(as_result(op, case, chosen.dtype, samples, ceilings))
+    bandwidths = sorted(row["ceilings"]["read_bytes_per_s"] for row in results)
+    typical = {"read_bytes_per_s": bandwidths[len(bandwidths) // 2], "matmul_flops": matmul}
+    result |= {"ceilings": typical, "results": results}
+    print(table.heading(result), end="\n\n")
+    print(table.text([as_row(row) for row in results]))
+    table.write_json(chosen.json, result)
+
+
+if __name__ == "__main__":
+    options.main(run)

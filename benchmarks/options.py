@@ -1,0 +1,71 @@
+"""Command-line options that the benchmark programs share. The defaults are the shape of Persimmon-8B."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import machine
+from benchmarks.checks import MismatchError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """With the options on the shape, where it runs, how long, and the JSON file."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{program}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--hidden", type=positive, default=4096, help="hidden size C, a multiple of the heads")
+    made.add_argument("--ffn", type=positive, default=16384, help="intermediate size F")
+    made.add_argument("--heads", type=positive, default=64)
+    made.add_argument("--vocab", type=positive, default=262144)
+    made.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--threads", type=positive, help="of the CPU; default: torch's own choice")
+    made.add_argument("--repeats", type=positive, default=30, help="timed runs of each side")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--bandwidth-buffer", type=positive, default=256, metavar="MB", help="read between runs")
+    made.add_argument("--json", metavar="FILE", help="write the results there too")
+    return made
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def prepare(arguments: argparse.Namespace) -> torch.device:
+    """Sets the number of threads and the seed; returns the device."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    if arguments.hidden % arguments.heads:
+        raise SystemExit(f"--hidden {arguments.hidden} must be a multiple of --heads {arguments.heads}.")
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda, and this torch finds no GPU.")
+    if device.type == "cuda" and getattr(arguments, "profile", False):
+        raise SystemExit("--profile measures the CPU's time only.")
+    return device
+
+
+def matmul_rate(arguments: argparse.Namespace, device: torch.device) -> float:
+    """:func:`benchmarks.machine.matmul_rate` at the size that fits the options."""
+    return machine.matmul_rate(DTYPES[arguments.dtype], device, min(2048, arguments.hidden))
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a program; a wrong result ends it with a message and status 1."""
+    try:
+        with torch.no_grad():
+            run()
+    except MismatchError as mismatch:
+        sys.exit(f"The results differ, so nothing is timed. {mismatch}")
