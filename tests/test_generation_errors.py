@@ -161,5 +161,5 @@ def test_a_least_length_above_the_greatest_is_a_warning(model: Any) -> None:
 
 def test_every_argument_is_described() -> None:
     names = list(inspect.signature(generation.generate).parameters)
-    described = re.findall(r"^        (\w+):", generation.generate.__doc__ or "", flags=re.MULTILINE)
+    described = re.findall(r"^    (\w+):", inspect.getdoc(generation.generate) or "", flags=re.MULTILINE)
     assert described == names
