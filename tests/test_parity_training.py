@@ -153,8 +153,6 @@ def test_dropout_only_in_training():
         ours.train()
         first, second = ours(ids).logits, ours(ids).logits
     assert not torch.equal(first, second)
-    for p in (0.0, 0.3):
-        ours.model.layers[0].hidden_dropout = p
     assert torch.isfinite(first).all()
 
 

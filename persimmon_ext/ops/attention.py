@@ -9,7 +9,7 @@ from torch import Tensor
 
 from persimmon_ext import reference
 from persimmon_ext.ops.native import autocast_dtype, refuse_gradients, register_once_differentiable, takes
-from persimmon_ext.ops.qk_norm_rope import qk_norm_rope_append_
+from persimmon_ext.ops.qk_norm_rope import given_norms, qk_norm_rope_append_
 
 _ops = torch.ops.persimmon_ext
 
@@ -81,9 +81,9 @@ def decode_attention_(
     """
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     norms = (q_weight, q_bias, k_weight, k_bias)
-    parameters = [p for p in norms if p is not None]
+    parameters = given_norms(*norms)
     refuse_gradients("decode_attention_", qkv, *norms, k_cache, v_cache)
-    if len(parameters) == len(norms) and takes("decode_attention_", qkv, *norms, k_cache, v_cache):
+    if parameters and takes("decode_attention_", qkv, *norms, k_cache, v_cache):
         return _ops.decode_attention_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, start, eps, scale)
     if not 1 <= qkv.shape[1] <= MAX_DECODE_TOKENS:
         raise ValueError(f"decode_attention_ takes 1 to {MAX_DECODE_TOKENS} new tokens, got {qkv.shape[1]}.")

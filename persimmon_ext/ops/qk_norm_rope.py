@@ -13,7 +13,7 @@ from persimmon_ext.ops.native import refuse_gradients, register_once_differentia
 _ops = torch.ops.persimmon_ext
 
 
-def _given(*norms: Tensor | None) -> list[Tensor]:
+def given_norms(*norms: Tensor | None) -> list[Tensor]:
     """The norms' parameters: all four, or none for a model without QK-norm."""
     given = [parameter for parameter in norms if parameter is not None]
     if len(given) not in (0, len(norms)):
@@ -44,7 +44,7 @@ def qk_norm_rope(
     Source: QK-norm, Dehghani et al. 2023; rotary, Su et al. 2021; the order is that of Adept's Persimmon.
     """
     norms = (q_weight, q_bias, k_weight, k_bias)
-    parameters = _given(*norms)
+    parameters = given_norms(*norms)
     if parameters and qkv.dtype != parameters[0].dtype:  # autocast: 16-bit activations, float32 parameters
         qkv = qkv.to(torch.promote_types(qkv.dtype, parameters[0].dtype))
     if (
@@ -78,7 +78,7 @@ def qk_norm_rope_append_(
     Raises: IndexError for a slot outside the cache.
     """
     norms = (q_weight, q_bias, k_weight, k_bias)
-    parameters = _given(*norms)
+    parameters = given_norms(*norms)
     refuse_gradients("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache)
     if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache):
         return _ops.qk_norm_rope_append_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, eps)
