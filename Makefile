@@ -7,7 +7,7 @@ override PROMPT := $(value PROMPT)# text, not a make expression: a $ in it is a 
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard build_support/*.py) $(shell find csrc -type f)
 
-.PHONY: generate test test-kernels lint format check-cuda check-sdist check-symbols clean
+.PHONY: generate test test-kernels sanitize lint format check-cuda check-sdist check-symbols clean
 
 generate: $(VENV)/installed
 	@$(BIN)/persimmon-ext generate "$$PROMPT" $(ARGS)
@@ -25,6 +25,10 @@ test-kernels: $(VENV)/installed
 	  $(BIN)/cmake --build $$folder && \
 	  $(BIN)/ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
+
+# The CPU kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(VENV)/installed-test
+	PYTHON=$(BIN)/python scripts/check_sanitizers.sh $(ARGS)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -30,6 +31,16 @@ def require(program: str) -> str:
 class CMakeBuild(build_ext):
     """Configures once and lets Ninja decide what to compile, so an unchanged rebuild takes seconds."""
 
+    user_options: ClassVar = [
+        *build_ext.user_options,
+        ("sanitize", None, "build with AddressSanitizer and UndefinedBehaviorSanitizer, without CUDA"),
+    ]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize"]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.sanitize = False
+
     def build_extension(self, ext: Extension) -> None:
         try:
             import pybind11
@@ -47,9 +58,10 @@ class CMakeBuild(build_ext):
         jobs = os.environ.get("MAX_JOBS", "").strip()
         if jobs and not (jobs.isdecimal() and int(jobs) > 0):
             raise SystemExit(f"MAX_JOBS is {jobs!r}; it must be a positive number.")
-        plan = cuda.decide(torch.version.cuda)
+        plan = None if self.sanitize else cuda.decide(torch.version.cuda)
         # One build folder per interpreter and torch: switching between environments never mixes objects.
-        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}{'-cuda' if plan else ''}"
+        kind = "-sanitize" if self.sanitize else "-cuda" if plan else ""
+        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}{kind}"
         cache = folder / "CMakeCache.txt"
         if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
             shutil.rmtree(folder)  # the source folder was moved or copied with it, and CMake would refuse
@@ -67,6 +79,7 @@ class CMakeBuild(build_ext):
             "PERSIMMON_PYTHON_INCLUDE_DIR": sysconfig.get_paths()["include"],
             "PERSIMMON_PYBIND11_INCLUDE_DIR": pybind11.get_include(),
             "PERSIMMON_MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
+            "PERSIMMON_SANITIZE": "ON" if self.sanitize else "OFF",
             "PERSIMMON_CUDA": "ON" if plan else "OFF",
             "PERSIMMON_CUDA_VERSION": plan.version if plan else "",
             "PERSIMMON_CUDA_ARCHITECTURES": plan.cmake_architectures() if plan else "",
