@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import machine, models, options, step_profile, table
+from benchmarks import machine, models, options, scratch, step_profile, table
 from benchmarks.checks import check_close
 from benchmarks.timing import Sample, measure
 
@@ -129,6 +129,8 @@ def run(arguments: list[str] | None = None) -> None:
         "weight_bytes": models.weight_bytes(pair.ours),
         "peak_memory_bytes": machine.peak_memory(device),
     }
+    if device.type == "cpu":
+        result["scratch_bytes"] = scratch.peak_bytes(sides["ours"].step)
     if "transformers" in samples:
         result["ratio"] = samples["transformers"].median / samples["ours"].median
     if chosen.profile:
@@ -149,6 +151,8 @@ def show(result: dict[str, Any]) -> None:
         f"weights without the embedding {result['weight_bytes'] / 1e9:.2f} GB; peak memory of the process "
         f"{result['peak_memory_bytes'] / 1e9:.2f} GB"
     )
+    if "scratch_bytes" in result:
+        lines.append(f"a step of ours holds up to {result['scratch_bytes'] / 1e6:.1f} MB beside weights and cache")
     print("\n" + "\n".join(lines))
     if "profile" in result:
         print("\nshare of our step's time:\n" + step_profile.text(result["profile"]))

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from benchmarks import options
 
+#: The whole configuration, which fits into 24 GB of memory once.
+WHOLE = ("--layers", "36", "--vocab", "262144", "--only-ours", "--profile")
 RUNS: dict[str, tuple[str, ...]] = {
     "decode-zeros-0": ("decode", "--zeros", "0", "--profile"),
     "decode-zeros-50": ("decode", "--profile"),
@@ -26,6 +28,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "decode-int4": ("decode", "--zeros", "0.5", "--quantization", "int4", "--profile"),
     "decode-one-core": ("decode", "--threads", "1"),
     "decode-context-2048": ("decode", "--context", "2048", "--repeats", "15"),
+    "decode-8b": ("decode", *WHOLE),
+    "decode-8b-int8": ("decode", *WHOLE, "--quantization", "int8"),
     "prefill-256": ("prefill", "--profile"),
     "prefill-2048": ("prefill", "--tokens", "2048", "--repeats", "3", "--profile"),
     "kernels": ("kernels", "--seconds", "2"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checks, decode, kernels, models, options, prefill, report, suite
+from benchmarks import checks, decode, kernels, models, options, prefill, report, scratch, suite
 from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
 from persimmon_ext import ops
@@ -57,6 +57,8 @@ def test_decode(dtype: str, tmp_path: Path) -> None:
     assert result["ratio"] > 0
     assert result["profile"]["linear"] > 0
     assert result["logits_difference"] < decode.LIMITS[dtype]
+    logits = 2 * 211 * torch.finfo(getattr(torch, dtype)).bits // 8
+    assert logits <= result["scratch_bytes"] < 1e6
 
 
 def test_decode_of_one_side(tmp_path: Path) -> None:
@@ -148,6 +150,15 @@ def test_filler_is_seeded_and_normal() -> None:
     first = Filler(1).normal(300, 300, dtype=torch.float32, spread=0.5)
     assert torch.equal(first, Filler(1).normal(300, 300, dtype=torch.float32, spread=0.5))
     assert float(first.std()) == pytest.approx(0.5, rel=0.02)
+
+
+def test_scratch_counts_what_is_held_at_once() -> None:
+    def call() -> torch.Tensor:
+        freed = torch.empty(1000, dtype=torch.float32)
+        del freed
+        return torch.empty(500, dtype=torch.float32) + torch.empty(500, dtype=torch.float32)
+
+    assert scratch.peak_bytes(call) == 6000
 
 
 def test_check_accurate_finds_nan() -> None:
