@@ -52,6 +52,14 @@ void check_cache(const at::Tensor& cache, const char* name, const at::Tensor& qk
                     " must not be an expanded tensor, got strides ", cache.strides(), ".");
 }
 
+// Tensors whose gaps hold each other's elements, as two halves of one buffer's rows, are apart; nobody looks into
+// those.
+void check_apart(const at::Tensor& written, const char* name, const at::Tensor& other, const char* other_name) {
+  const at::MemOverlapStatus status = at::get_overlap_status(written, other);
+  TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial, name, " and ",
+                    other_name, " must not share memory.");
+}
+
 void check_slots(const at::Tensor& slots, const at::Tensor& qkv, int64_t S) {
   check_same_device(slots, "slots", qkv, "qkv");
   check_dtype(slots, "slots", at::kLong);
@@ -190,8 +198,9 @@ at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, cons
   check_dim(k_cache, "k_cache", 4);
   check_cache(k_cache, "k_cache", qkv, k_cache.size(2));
   check_cache(v_cache, "v_cache", qkv, k_cache.size(2));
-  TORCH_CHECK_VALUE(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(),
-                    "k_cache and v_cache must not share memory.");
+  check_apart(k_cache, "k_cache", v_cache, "v_cache");
+  check_apart(k_cache, "k_cache", qkv, "qkv");
+  check_apart(v_cache, "v_cache", qkv, "qkv");
   const at::Tensor slots = slots_.contiguous();
   check_slots(slots, qkv, k_cache.size(2));
   return run(qkv, norms, cos, sin, k_cache, v_cache, slots, eps);
