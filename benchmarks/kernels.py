@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from benchmarks import attention_cases, machine, options, product_cases, small_cases, table
@@ -46,6 +47,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=count, nargs="+", default=[1024, 16384], help="cached, decode_attention_")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="OP", default=list(CASES), help="these ops")
     parser.add_argument("--warm", action="store_true", help="leave the caches as the run before left them")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the eager side as a further side")
     parser.add_argument("--seconds", type=float, default=4.0, help="at most so long for the runs of a case")
     return parser.parse_args(arguments)
 
@@ -114,6 +116,8 @@ def run(arguments: list[str] | None = None) -> None:
         for case in CASES[op](shapes):
             case.check()
             sides = {"ours": case.ours, "eager": case.eager, **case.peers}
+            if chosen.compile:
+                sides["compile"] = torch.compile(case.eager, dynamic=False)
             samples = measure(
                 sides,
                 device=device,
