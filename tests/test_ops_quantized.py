@@ -115,6 +115,41 @@ def test_many_tiles_of_a_large_product() -> None:
     assert_as_exact_as_eager(y, x, dense.T, None, None, relu2=False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_depends_neither_on_the_others_nor_on_the_number_of_threads(dtype: torch.dtype) -> None:
+    x, weight = randn(16, 192).to(dtype), randn(517, 192)
+    threads = torch.get_num_threads()
+    for quantize, product in (
+        (quantization.quantize_int8, ops.linear_int8),
+        (quantization.quantize_int4, ops.linear_int4),
+    ):
+        codes, scale = quantize(weight)
+        together = product(x, codes, scale, None, None, False)
+        try:
+            torch.set_num_threads(3)
+            assert torch.equal(product(x, codes, scale, None, None, False), together)
+        finally:
+            torch.set_num_threads(threads)
+        for rows in (1, 2, 3, 4, 5, 7, 9, 13):
+            assert torch.equal(product(x[:rows], codes, scale, None, None, False), together[:rows])
+
+
+def test_every_code() -> None:
+    codes = torch.arange(-128, 128).to(torch.int8)
+    for first in range(0, 256, 16):
+        x = torch.eye(256)[first : first + 16].bfloat16()
+        y = ops.linear_int8(x, codes[None], torch.ones(1), None, None, False)
+        assert torch.equal(y[:, 0].float(), codes[first : first + 16].float())
+    packed = torch.arange(256).to(torch.uint8)[None]
+    values = reference.unpack_int4(packed)[0]
+    scale = torch.arange(1.0, 9.0)[None]
+    for first in range(0, 512, 16):
+        x = torch.eye(512)[first : first + 16].bfloat16()
+        y = ops.linear_int4(x, packed, scale, None, None, False)
+        expected = values[first : first + 16].float() * scale[0, first // 64]
+        assert torch.equal(y[:, 0].float(), expected)
+
+
 def test_leading_dimensions_and_strides() -> None:
     codes, scale = quantization.quantize_int8(randn(9, 12))
     x = randn(2, 3, 24)[..., ::2]

@@ -30,7 +30,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight_, const Optional
   } else if (hidden_major) {
     hidden_major_product(p, weight, /*all_rows=*/true);
   } else {
-    few_rows_product(linear_kernel(), p, weight, {}, p.K * weight.element_size(), dots_bf16(p.dtype));
+    few_rows_product(linear_kernel(), WeightFormat::elements, p, weight, {});
   }
   return p.y;
 }

@@ -34,10 +34,9 @@ Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTe
 using LinearKernel = void (*)(const LinearParams&, int64_t, int64_t);
 using SparseKernel = void (*)(const SparseLinearParams&, int64_t, int64_t);
 
-// At most kFewRows rows of x: `weight` as the kernel wants it, `scale` undefined where there is none, and the size in
-// bytes of a row of the weight.
-void few_rows_product(LinearKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
-                      int64_t row_bytes, bool x_bf16);
+// At most kFewRows rows of x, row-major weight, `scale` undefined where there is none.
+void few_rows_product(LinearKernel kernel, WeightFormat format, const Product& p, const at::Tensor& weight,
+                      const at::Tensor& scale);
 
 // At most kFewRows rows of x and row j of W^T contiguous. Takes every row, or those that x does not multiply by zero.
 // `group_scale` goes to the kernel, `column_scale` [N] multiplies the sums; both may be undefined.

@@ -42,7 +42,7 @@ at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight_, const at:
   if (p.y.numel() == 0) return p.y;
   const at::Tensor weight = weight_.contiguous(), scale = scale_.contiguous();
   if (p.M <= kFewRows) {
-    few_rows_product(linear_int8_kernel(), p, weight, scale, K, /*x_bf16=*/false);
+    few_rows_product(linear_int8_kernel(), WeightFormat::int8, p, weight, scale);
   } else {
     const at::ScalarType type = product_type(x.scalar_type());
     tiled_product(p, [&](int64_t n, int64_t rows) {
@@ -60,7 +60,7 @@ at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight_, const at:
   if (p.y.numel() == 0) return p.y;
   const at::Tensor weight = weight_.contiguous(), scale = scale_.contiguous();
   if (p.M <= kFewRows) {
-    few_rows_product(linear_int4_kernel(), p, weight, scale, K / 2, dots_bf16(p.dtype));
+    few_rows_product(linear_int4_kernel(), WeightFormat::int4, p, weight, scale);
   } else {
     const at::ScalarType type = product_type(x.scalar_type());
     tiled_product(p, [&](int64_t n, int64_t rows) {

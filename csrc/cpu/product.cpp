@@ -51,11 +51,22 @@ Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTe
   };
 }
 
-void few_rows_product(LinearKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
-                      int64_t row_bytes, bool x_bf16) {
-  const at::Tensor x = x_bf16 ? p.x : p.x.to(at::kFloat);
+void few_rows_product(LinearKernel kernel, WeightFormat format, const Product& p, const at::Tensor& weight,
+                      const at::Tensor& scale) {
+  const int64_t length = weights_per_line(format, p.dtype), lines = (p.K + length - 1) / length;
+  const at::Tensor packed =
+      at::empty({lines, p.M, length}, p.x.options().dtype(dots_bf16(p.dtype) ? at::kBFloat16 : at::kFloat));
+  const PackRowsParams pack{
+      .x = p.x.const_data_ptr(),
+      .packed = packed.mutable_data_ptr(),
+      .M = p.M,
+      .K = p.K,
+      .format = format,
+      .dtype = p.dtype,
+  };
+  parallel(pack_rows_kernel(), pack, lines, p.M * length * packed.element_size());
   const LinearParams params{
-      .x = x.const_data_ptr(),
+      .x = packed.const_data_ptr(),
       .weight = weight.const_data_ptr(),
       .scale = floats_or_null(scale),
       .epilogue = p.epilogue(),
@@ -65,7 +76,7 @@ void few_rows_product(LinearKernel kernel, const Product& p, const at::Tensor& w
       .K = p.K,
       .dtype = p.dtype,
   };
-  parallel(kernel, params, (p.N + kMatvecRows - 1) / kMatvecRows, kMatvecRows * row_bytes);
+  parallel(kernel, params, p.N, lines * kLineBytes);
 }
 
 void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,

@@ -7,49 +7,30 @@ namespace persimmon::cpu::PERSIMMON_ISA {
 #if defined(__AVX512BF16__)
 struct Bf16Weights {
   using X = bf16;
-  const bf16* weight;  // [N, K]
-  int64_t K;
+  static constexpr int64_t kLine = kLineBytes / 2;
+  Rows rows;
+  const float* row_scale;
 
-  PERSIMMON_INLINE __m512bh load_pairs(const bf16* p, __mmask32 mask) {
-    return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
-  }
-
-  template <int R, int M>
-  PERSIMMON_INLINE void step(const bf16* w, const bf16* x, int64_t K, __mmask32 mask, __m512 (&sums)[R][M]) {
-    __m512bh xs[M];
-    for (int m = 0; m < M; ++m) xs[m] = load_pairs(x + m * K, mask);
+  template <int R, int C>
+  PERSIMMON_INLINE void step(const char* w, int64_t stride, int64_t, int64_t, const bf16* x, vf (&sums)[R][C]) {
+    __m512bh xs[C];
+    for (int c = 0; c < C; ++c) xs[c] = (__m512bh)_mm512_loadu_si512(x + c * kLine);
     for (int r = 0; r < R; ++r) {
-      const __m512bh v = load_pairs(w + r * K, mask);
-      for (int m = 0; m < M; ++m) sums[r][m] = _mm512_dpbf16_ps(sums[r][m], v, xs[m]);
-    }
-  }
-
-  template <int R, int M>
-  void dot(int64_t n, const bf16* x, float (&out)[R][M]) const {
-    const bf16* w = weight + n * K;
-    __m512 sums[R][M];
-    for (auto& row : sums) {
-      for (auto& sum : row) sum = _mm512_setzero_ps();
-    }
-    int64_t k = 0;
-    for (; k + 32 <= K; k += 32) step(w + k, x + k, K, ~__mmask32(0), sums);
-    if (k < K) step(w + k, x + k, K, (__mmask32(1) << (K - k)) - 1, sums);
-    for (int r = 0; r < R; ++r) {
-      for (int m = 0; m < M; ++m) out[r][m] = _mm512_reduce_add_ps(sums[r][m]);
+      const __m512bh v = (__m512bh)_mm512_loadu_si512(w + r * stride);
+      for (int c = 0; c < C; ++c) sums[r][c] = (vf)_mm512_dpbf16_ps((__m512)sums[r][c], v, xs[c]);
     }
   }
 };
 #endif
 
 void linear(const LinearParams& p, int64_t begin, int64_t end) {
+  const char* weight = static_cast<const char*>(p.weight);
 #if defined(__AVX512BF16__)
-  if (p.dtype == DType::bf16) {
-    return matvec(Bf16Weights{static_cast<const bf16*>(p.weight), p.K}, p, begin, end);
-  }
+  if (p.dtype == DType::bf16) return matvec(Bf16Weights{{weight, p.K * 2}, nullptr}, p, begin, end);
 #endif
   with_type(p.dtype, [&](auto tag) {
     using T = decltype(tag);
-    matvec(WideWeights<T>{static_cast<const T*>(p.weight), p.K}, p, begin, end);
+    matvec(WideWeights<T>{{weight, p.K * int64_t(sizeof(T))}, nullptr}, p, begin, end);
   });
 }
 
