@@ -1,107 +1,71 @@
 #include "attention.h"
 
-#include "attention_blocks.h"
-#include "block_product.h"
+#include "attention_pairs.h"
+#include "attention_wide.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// Up to this many queries, K is read where it lies (a dot product per key) instead of being transposed first, and V is
-// converted in every product instead of once.
-constexpr int64_t kDirectRows = 4;
-
-// The part of the scratch that one unit works in; the queries are `rows` consecutive ones from `first`.
-struct Unit {
-  float *q, *out;            // [rows, padded(D)]
-  float* scores;             // [rows, kKeyBlock], then probabilities
-  float* keys;               // [D, kKeyBlock] K^T, then [kKeyBlock, padded(D)] V
-  float *max, *sum, *scale;  // [rows]: running maximum and sum, factor of the previous output
-  int64_t first, rows;
-};
-
-// scores = q K^T for up to kDirectRows queries: kLanes keys at a time, one sum for each, transposed while reduced.
-template <class T>
-void direct_scores(const Unit& u, const T* k, int64_t row_stride, int64_t keys, int64_t D) {
-  for (int64_t r = 0; r < u.rows; ++r) {
-    const float* q = u.q + r * padded(D);
-    int64_t s = 0;
-    for (; s + kLanes <= keys; s += kLanes) {
-      vf sums[kLanes];
-#pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) sums[j] = load(q) * load(k + (s + j) * row_stride);
-      for (int64_t i = kLanes; i < D; i += kLanes) {
-        const vf qi = load(q + i);
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) sums[j] += qi * load(k + (s + j) * row_stride + i);
-      }
-      store(u.scores + r * kKeyBlock + s, reduce_add_each(sums));
-    }
-    for (; s < keys; ++s) {
-      vf sum{};
-      for (int64_t i = 0; i < D; i += kLanes) sum += load(q + i) * load(k + s * row_stride + i);
-      u.scores[r * kKeyBlock + s] = reduce_add(sum);
-    }
-  }
-}
-
-// Turns a row of scores into exp(scale * score - maximum), zero from `visible` on, and updates maximum and sum.
-PERSIMMON_INLINE void softmax_row(const Unit& u, int64_t r, int64_t visible, float scale) {
-  float* row = u.scores + r * kKeyBlock;
+// Turns a row of scores into exp(scale * score - maximum), zero from `visible` on, updates maximum and sum of query r,
+// and rescales its output.
+PERSIMMON_INLINE void softmax_row(const Unit& u, float* row, int64_t r, int64_t visible, float scale, int64_t P) {
   const auto scaled = [&](int64_t i) {
-    return lane_numbers() < float(visible - i) ? load(row + i) * scale : broadcast(-kInfinity);
+    const vf score = load(row + i) * scale;
+    return visible - i >= kLanes ? score : lane_numbers() < float(visible - i) ? score : broadcast(-kInfinity);
   };
-  const int64_t end = (visible + kLanes - 1) / kLanes * kLanes;
-  vf highest = broadcast(u.max[r]);
-  for (int64_t i = 0; i < end; i += kLanes) highest = vmax(scaled(i), highest);
-  const float next = reduce_max(highest);
-  const float shift = next == -kInfinity ? 0.f : next;  // all scores -inf so far: exp must give 0, not NaN
+  const vf previous = broadcast(u.max[r]);
+  vf highest = previous;
+  for (int64_t i = 0; i < visible; i += kLanes) highest = vmax(scaled(i), highest);
+  highest = spread_max(highest);
+  const vf shift = highest == -kInfinity ? vf{} : highest;  // all scores -inf so far: exp must give 0, not NaN
   vf total{};
-  for (int64_t i = 0; i < end; i += kLanes) {
-    const vf p = vexp(scaled(i) - shift);
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const vf p = exp_nonpositive(scaled(i) - shift);
     store(row + i, p);
     total += p;
   }
-  u.scale[r] = vexp(broadcast(u.max[r] - shift))[0];
-  u.sum[r] = u.sum[r] * u.scale[r] + reduce_add(total);
-  u.max[r] = next;
+  const vf factor = exp_nonpositive(previous - shift);
+  store(u.sum + r * kLanes, load(u.sum + r * kLanes) * factor + total);
+  u.max[r] = highest[0];
+  for (float* out = u.out + r * P; out < u.out + (r + 1) * P; out += kLanes) store(out, load(out) * factor);
 }
 
 // Online softmax over keys [begin, end): leaves the unnormalised output, maximum and sum in the unit.
-template <class T>
-void attend(const AttentionParams& p, const Unit& u, int64_t b, int64_t h, const Visible& visible, int64_t begin,
-            int64_t end) {
-  const int64_t D = p.shape.D, P = padded(D);
-  load_rows(row_of<T>(p.q, b, h, u.first), p.q.row_stride, u.rows, D, u.q);
+template <class T, class Blocks>
+void attend(const AttentionParams& p, const Unit& u, Blocks blocks, int64_t b, int64_t h, const Visible& visible,
+            int64_t begin, int64_t end) {
+  const int64_t P = padded(p.shape.D);
+  blocks.load_queries(row_of<T>(p.q, b, h, u.first), p.q.row_stride);
   fill_zero(u.out, u.rows * P);
-  for (int64_t r = 0; r < u.rows; ++r) u.max[r] = -kInfinity, u.sum[r] = 0;
-  const bool direct = u.rows <= kDirectRows && D % kLanes == 0;
+  fill_zero(u.sum, u.rows * kLanes);
+  for (int64_t r = 0; r < u.rows; ++r) u.max[r] = -kInfinity;
   for (int64_t s = begin; s < end; s += kKeyBlock) {
     const int64_t keys = min_of(kKeyBlock, end - s);
-    const T* k = row_of<T>(p.k, b, h, s);
-    if (direct) {
-      direct_scores(u, k, p.k.row_stride, keys, D);
-    } else {
-      load_transposed(k, p.k.row_stride, keys, D, u.keys);
-      fill_zero(u.scores, u.rows * kKeyBlock);
-      block_product(BlockA{u.q, P, 1}, u.keys, kKeyBlock, u.scores, kKeyBlock, u.rows, kKeyBlock, D);
-    }
+    blocks.load(row_of<T>(p.k, b, h, s), row_of<T>(p.v, b, h, s), keys);
     const auto seen = [&](int64_t r) { return min_of(max_of(visible.end(u.first + r) - s, 0), keys); };
-    for (int64_t r = 0; r < u.rows; ++r) {
-      if (seen(r) == 0) continue;
-      softmax_row(u, r, seen(r), p.shape.scale);
-      for (int64_t i = 0; i < P; i += kLanes) store(u.out + r * P + i, load(u.out + r * P + i) * u.scale[r]);
-    }
-    const auto from = [](int64_t) -> int64_t { return 0; };
-    const T* v = row_of<T>(p.v, b, h, s);
-    if (direct) {
-      ragged_product(BlockA{u.scores, kKeyBlock, 1}, v, p.v.row_stride, u.out, P, u.rows, D, from, seen);
-    } else {
-      load_rows(v, p.v.row_stride, keys, D, u.keys);
-      ragged_product(BlockA{u.scores, kKeyBlock, 1}, u.keys, P, u.out, P, u.rows, P, from, seen);
+    for (int64_t r = 0; r < u.rows; r += blocks.tile_rows()) {
+      const int64_t n = min_of(blocks.tile_rows(), u.rows - r);
+      if (seen(r + n - 1) == 0) continue;
+      blocks.score(r, n);
+      for (int64_t i = 0; i < n; ++i) {
+        if (seen(r + i) != 0) softmax_row(u, u.scores + i * kKeyBlock, r + i, seen(r + i), p.shape.scale, P);
+      }
+      blocks.accumulate(r, n, seen);
     }
   }
+}
+
+template <class T>
+void attend_in_blocks(const AttentionParams& p, const Unit& u, int64_t b, int64_t h, const Visible& visible,
+                      int64_t begin, int64_t end) {
+#if defined(__AVX512BF16__)
+  if constexpr (__is_same(T, bf16)) {
+    if (PairBlocks::fits(p)) return attend<T>(p, u, PairBlocks(p, u), b, h, visible, begin, end);
+  }
+#endif
+  attend<T>(p, u, WideBlocks<T>(p, u), b, h, visible, begin, end);
 }
 
 // Writes a query's output and log-sum-exp: `out` times `factor`.
@@ -119,14 +83,7 @@ PERSIMMON_INLINE void store_query(const AttentionParams& p, int64_t bh, int64_t 
 void attention(const AttentionParams& p, int64_t begin, int64_t end) {
   const AttentionShape& shape = p.shape;
   const int64_t D = shape.D, P = padded(D), blocks = query_blocks(shape.T);
-  Unit u;
-  u.q = p.scratch;
-  u.out = u.q + kQueryBlock * P;
-  u.scores = u.out + kQueryBlock * P;
-  u.keys = u.scores + kQueryBlock * kKeyBlock;
-  u.max = u.keys + kKeyBlock * P;
-  u.sum = u.max + kQueryBlock;
-  u.scale = u.sum + kQueryBlock;
+  Unit u(p.scratch, P);
   with_type(shape.dtype, [&](auto tag) {
     using T = decltype(tag);
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -139,10 +96,11 @@ void attention(const AttentionParams& p, int64_t begin, int64_t end) {
       const int64_t last = max_of(visible.end(u.first + u.rows - 1), visible.begin);
       const int64_t span = (last - visible.begin + p.splits * kKeyBlock - 1) / (p.splits * kKeyBlock) * kKeyBlock;
       const int64_t from = min_of(visible.begin + split * span, last);
-      attend<T>(p, u, b, bh % shape.H, visible, from, min_of(from + span, last));
+      attend_in_blocks<T>(p, u, b, bh % shape.H, visible, from, min_of(from + span, last));
       for (int64_t r = 0; r < u.rows; ++r) {
-        const float factor = u.sum[r] == 0 ? 0.f : 1.f / u.sum[r];
-        const float lse = u.sum[r] == 0 ? -kInfinity : u.max[r] + __builtin_logf(u.sum[r]);
+        const float sum = reduce_add(load(u.sum + r * kLanes));
+        const float factor = sum == 0 ? 0.f : 1.f / sum;
+        const float lse = sum == 0 ? -kInfinity : u.max[r] + __builtin_logf(sum);
         if (p.splits == 1) {
           store_query<T>(p, bh, u.first + r, u.out + r * P, factor, lse);
         } else {

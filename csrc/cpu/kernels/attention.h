@@ -4,7 +4,8 @@
 //
 // Work is split into (b, h, block of queries, split of the keys). A unit walks its visible keys in blocks with an fp32
 // online softmax; blocks that no query of it sees are not read. With several splits a unit writes fp32 partials, which
-// attention_combine merges in order. Reads k and v once per block of queries; probabilities are never rounded.
+// attention_combine merges in order. Reads k and v once per block of queries. Probabilities are rounded to bf16 where
+// products of bf16 pairs exist, and never elsewhere; maxima, sums and outputs are fp32.
 #pragma once
 
 #include "kernel.h"
@@ -45,9 +46,12 @@ struct AttentionParams {
 
 static constexpr int64_t query_blocks(int64_t T) { return (T + kQueryBlock - 1) / kQueryBlock; }
 
-// Floats of scratch: queries, output, scores, K^T or V of a block, and three numbers a query.
+inline constexpr int64_t kMaxTileRows = 8;  // queries whose scores are computed at once
+
+// Floats of scratch: queries and output, a block of K^T and of V, scores and probabilities of a tile, and for a query
+// its maximum and a vector of sums.
 static constexpr int64_t attention_scratch(int64_t D) {
-  return 2 * kQueryBlock * padded(D) + kQueryBlock * kKeyBlock + kKeyBlock * padded(D) + 3 * kQueryBlock;
+  return 2 * (kQueryBlock + kKeyBlock) * padded(D) + 2 * kMaxTileRows * kKeyBlock + kQueryBlock * (1 + kAlign);
 }
 
 struct AttentionBackwardParams {

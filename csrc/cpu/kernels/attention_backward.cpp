@@ -40,10 +40,12 @@ void load_tile(const AttentionBackwardParams& p, const GradientBlocks& g, int64_
   const int64_t D = p.shape.D, P = padded(D), b = bh / p.shape.H, h = bh % p.shape.H;
   load_rows(row_of<T>(p.q, b, h, tile.t), p.q.row_stride, tile.rows, D, g.q);
   load_rows(row_of<T>(p.dout, b, h, tile.t), p.dout.row_stride, tile.rows, D, g.dout);
-  fill_zero(g.probabilities, tile.rows * kKeyBlock);
-  fill_zero(g.score_gradient, tile.rows * kKeyBlock);
-  block_product(BlockA{g.q, P, 1}, g.k_transposed, kKeyBlock, g.probabilities, kKeyBlock, tile.rows, kKeyBlock, D);
-  block_product(BlockA{g.dout, P, 1}, g.v_transposed, kKeyBlock, g.score_gradient, kKeyBlock, tile.rows, kKeyBlock, D);
+  const auto product = [&](const float* a, const float* b, float* c) {
+    fill_zero(c, tile.rows * kKeyBlock);
+    block_product(BlockA{a, P, 1}, BlockB{b, kKeyBlock}, c, kKeyBlock, tile.rows, kKeyBlock, D);
+  };
+  product(g.q, g.k_transposed, g.probabilities);
+  product(g.dout, g.v_transposed, g.score_gradient);
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float lse = p.lse[bh * p.shape.T + tile.t + r];
     for (int64_t i = 0; i < kKeyBlock; i += kLanes) {
@@ -83,9 +85,9 @@ void add_gradients(const AttentionBackwardParams& p, const GradientBlocks& g, in
   const auto first_query = [&](int64_t j) { return tile.first_query(j); };
   const auto all = [&](int64_t) { return tile.rows; };
   float* dq = p.dq + (bh * p.shape.T + tile.t) * P;
-  ragged_product(BlockA{g.score_gradient, kKeyBlock, 1}, g.k, P, dq, P, tile.rows, P, zero, seen);
-  ragged_product(BlockA{g.score_gradient, 1, kKeyBlock}, g.q, P, g.dk, P, tile.keys, P, first_query, all);
-  ragged_product(BlockA{g.probabilities, 1, kKeyBlock}, g.dout, P, g.dv, P, tile.keys, P, first_query, all);
+  ragged_product(BlockA{g.score_gradient, kKeyBlock, 1}, BlockB{g.k, P}, dq, P, tile.rows, P, zero, seen);
+  ragged_product(BlockA{g.score_gradient, 1, kKeyBlock}, BlockB{g.q, P}, g.dk, P, tile.keys, P, first_query, all);
+  ragged_product(BlockA{g.probabilities, 1, kKeyBlock}, BlockB{g.dout, P}, g.dv, P, tile.keys, P, first_query, all);
 }
 
 // delta = sum over D of dout * out, the row sums of probabilities * dprobabilities. Where `out` was rounded to 16 bits

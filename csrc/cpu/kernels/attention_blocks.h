@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.h"
+#include "pairs.h"
 #include "shuffle.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
@@ -47,20 +48,40 @@ PERSIMMON_INLINE void load_rows(const T* src, int64_t row_stride, int64_t count,
   }
 }
 
-// dst [D, kKeyBlock] = fp32 of `count` rows of D elements, transposed; columns beyond `count` are zero. Rows of dst
-// beyond D, up to padded(D), may be written.
+// dst [D, kKeyBlock] = fp32 of `count` rows of D elements (pairs stay pairs), transposed; columns beyond `count` are
+// zero. Rows of dst beyond D, up to padded(D), may be written.
 template <class T>
 PERSIMMON_INLINE void load_transposed(const T* src, int64_t row_stride, int64_t count, int64_t D, float* dst) {
   for (int64_t r = 0; r < kKeyBlock; r += kLanes) {
     for_each_vector(D, [&](int64_t i, int n) {
       vf block[kLanes];
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) block[j] = r + j < count ? load_up_to(src + (r + j) * row_stride + i, n) : vf{};
+      for (int j = 0; j < kLanes; ++j) block[j] = r + j < count ? load_bits(src + (r + j) * row_stride + i, n) : vf{};
       transpose(block);
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) store(dst + (i + j) * kKeyBlock + r, block[j]);
     });
   }
+}
+
+// exp(x) for x <= 0, with the relative error of vexp; -inf gives 0, NaN stays NaN.
+PERSIMMON_INLINE vf exp_nonpositive(vf x) {
+#if defined(__AVX512F__)
+  const vf clamped = (vf)_mm512_max_ps((__m512)broadcast(-104.f), (__m512)x);  // of a NaN, the second operand
+  const vf n = (vf)_mm512_roundscale_ps((__m512)(clamped * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT);
+  vf r = clamped - n * 0.693359375f;  // ln 2 in two parts
+  r = r + n * 2.12194440e-4f;
+  vf p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.f);
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return vexp(x);
+#endif
 }
 
 PERSIMMON_INLINE void fill_zero(float* x, int64_t n) { __builtin_memset(x, 0, sizeof(float) * n); }

@@ -1,11 +1,11 @@
-// C += A B for blocks that fit in cache: A and C fp32, B of any element type, converted as it is loaded. Only for files
-// compiled per instruction set.
+// C += A B for blocks that fit in cache, summed in fp32. A and B are fp32 (B of any element type, converted as it is
+// loaded), or both hold pairs of bf16 along the inner dimension. Only for files compiled per instruction set.
 //
 // A tile of C stays in registers while the inner dimension runs; each step loads a few vectors of a row of B and
 // multiplies them by scalars of A, so A may have any strides (a transposed A costs nothing).
 #pragma once
 
-#include "vec.h"
+#include "pairs.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
@@ -18,77 +18,91 @@ inline constexpr int kTileRows = 6, kTileVectors = 2;  // of 16 registers
 inline constexpr int kTileRows = 2, kTileVectors = 2;  // of 16 registers, two for a vector
 #endif
 
+template <class E>
 struct BlockA {  // element (i, k) is data[i * row_stride + k * inner_stride]
-  const float* data;
+  const E* data;
   int64_t row_stride, inner_stride;
-};
 
-template <int rows, int vectors, class T>
-PERSIMMON_INLINE void tile_product(BlockA a, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t inner) {
+  const E& at(int64_t i, int64_t k) const { return data[i * row_stride + k * inner_stride]; }
+  BlockA from(int64_t i, int64_t k) const { return {&at(i, k), row_stride, inner_stride}; }
+};
+template <class E>
+BlockA(const E*, int64_t, int64_t) -> BlockA<E>;
+
+template <class E>
+struct BlockB {  // element (k, j) is data[k * row_stride + j]
+  const E* data;
+  int64_t row_stride;
+
+  auto vector(int64_t k, int64_t j) const { return load(data + k * row_stride + j); }
+  BlockB from(int64_t k) const { return {data + k * row_stride, row_stride}; }
+};
+template <class E>
+BlockB(const E*, int64_t) -> BlockB<E>;
+
+template <int rows, int vectors, class A, class B>
+PERSIMMON_INLINE void tile_product(const A& a, const B& b, int64_t column, float* c, int64_t ldc, int64_t inner) {
   vf sum[rows][vectors]{};  // from zero: over many blocks, a sum of block sums is more accurate than one long sum
   for (int64_t k = 0; k < inner; ++k) {
-    vf row[vectors];
+    decltype(b.vector(0, 0)) row[vectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) row[j] = load(b + k * ldb + j * kLanes);
+    for (int j = 0; j < vectors; ++j) row[j] = b.vector(k, column + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const vf x = broadcast(a.data[i * a.row_stride + k * a.inner_stride]);
+      const auto x = broadcast(a.at(i, k));
 #pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) sum[i][j] += x * row[j];
+      for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add(sum[i][j], x, row[j]);
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
-      float* element = c + i * ldc + j * kLanes;
+      float* element = c + i * ldc + column + j * kLanes;
       store(element, load(element) + sum[i][j]);
     }
   }
 }
 
-template <int rows, class T>
-void row_product(BlockA a, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t columns, int64_t inner) {
+template <int rows, class A, class B>
+void row_product(const A& a, const B& b, float* c, int64_t ldc, int64_t columns, int64_t inner) {
   int64_t j = 0;
   for (; j + kTileVectors * kLanes <= columns; j += kTileVectors * kLanes) {
-    tile_product<rows, kTileVectors>(a, b + j, ldb, c + j, ldc, inner);
+    tile_product<rows, kTileVectors>(a, b, j, c, ldc, inner);
   }
-  for (; j < columns; j += kLanes) tile_product<rows, 1>(a, b + j, ldb, c + j, ldc, inner);
+  for (; j < columns; j += kLanes) tile_product<rows, 1>(a, b, j, c, ldc, inner);
 }
 
 // C [rows, columns] += A [rows, inner] B [inner, columns]; columns is a multiple of kLanes.
-template <class T>
-PERSIMMON_INLINE void block_product(BlockA a, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
-                                    int64_t columns, int64_t inner) {
+template <class A, class B>
+PERSIMMON_INLINE void block_product(const A& a, const B& b, float* c, int64_t ldc, int64_t rows, int64_t columns,
+                                    int64_t inner) {
   int64_t i = 0;
-  const auto row = [&](int64_t i) { return BlockA{a.data + i * a.row_stride, a.row_stride, a.inner_stride}; };
   for (; i + kTileRows <= rows; i += kTileRows)
-    row_product<kTileRows>(row(i), b, ldb, c + i * ldc, ldc, columns, inner);
-  for (; i + 2 <= rows; i += 2) row_product<2>(row(i), b, ldb, c + i * ldc, ldc, columns, inner);
-  for (; i < rows; ++i) row_product<1>(row(i), b, ldb, c + i * ldc, ldc, columns, inner);
+    row_product<kTileRows>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
+  for (; i + 2 <= rows; i += 2) row_product<2>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
+  for (; i < rows; ++i) row_product<1>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
 }
 
-// block_product where row i takes part in [from(i), to(i)) of the inner dimension only, both non-decreasing. What lies
-// outside is not read: the product of a zero of A and a NaN of B would be NaN.
-template <class T, class From, class To>
-PERSIMMON_INLINE void ragged_product(BlockA a, const T* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
-                                     int64_t columns, From&& from, To&& to) {
-  const auto part = [&](int64_t i, int64_t n, int64_t begin, int64_t end) {
-    if (begin >= end) return;
-    const BlockA slice{a.data + i * a.row_stride + begin * a.inner_stride, a.row_stride, a.inner_stride};
-    block_product(slice, b + begin * ldb, ldb, c + i * ldc, ldc, n, columns, end - begin);
+// block_product where row i takes part in [begin(i), end(i)) of the inner dimension only, both non-decreasing. What
+// lies outside is not read: the product of a zero of A and a NaN of B would be NaN.
+template <class A, class B, class Begin, class End>
+PERSIMMON_INLINE void ragged_product(const A& a, const B& b, float* c, int64_t ldc, int64_t rows, int64_t columns,
+                                     Begin&& begin, End&& end) {
+  const auto part = [&](int64_t i, int64_t n, int64_t from, int64_t to) {
+    if (from < to) block_product(a.from(i, from), b.from(from), c + i * ldc, ldc, n, columns, to - from);
   };
   for (int64_t i = 0; i < rows; i += kTileRows) {
     const int64_t n = i + kTileRows < rows ? kTileRows : rows - i;
-    const int64_t begin = from(i + n - 1), end = to(i);  // what all n rows take part in
-    if (begin < end) {
-      part(i, n, begin, end);
+    const int64_t from = begin(i + n - 1), to = end(i);  // what all n rows take part in
+    if (from < to) {
+      part(i, n, from, to);
       for (int64_t r = i; r < i + n; ++r) {
-        part(r, 1, from(r), begin);
-        part(r, 1, end, to(r));
+        part(r, 1, begin(r), from);
+        part(r, 1, to, end(r));
       }
     } else {
-      for (int64_t r = i; r < i + n; ++r) part(r, 1, from(r), to(r));
+      for (int64_t r = i; r < i + n; ++r) part(r, 1, begin(r), end(r));
     }
   }
 }

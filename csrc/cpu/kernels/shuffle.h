@@ -42,4 +42,15 @@ PERSIMMON_INLINE vf reduce_add_each(vf (&v)[kLanes]) {
   return v[0];
 }
 
+// The largest lane, in every lane; a NaN is passed over where vmax passes it over.
+template <int width = kLanes / 2>
+PERSIMMON_INLINE vf spread_max(vf v) {
+  vi other;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) other[i] = i ^ width;
+  v = vmax(v, __builtin_shuffle(v, other));
+  if constexpr (width > 1) return spread_max<width / 2>(v);
+  return v;
+}
+
 }  // namespace persimmon::cpu::PERSIMMON_ISA
