@@ -27,9 +27,11 @@ def can_fuse(module: nn.Module) -> bool:
     Not where its forward is not ours (a class that defines one says `fuses`; an adapter may stand in its
     place), nor where a hook would see other values than it expects.
     """
-    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    for kind in type(module).__mro__:  # the class that defines forward
+        if "forward" in vars(kind):
+            break
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(vars(owner).get("fuses")) and not hooked and "forward" not in vars(module)
+    return bool(vars(kind).get("fuses")) and not hooked and "forward" not in vars(module)
 
 
 class Linear(nn.Linear):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import autocast_dtype, refuse_gradients, register_once_differentiable, takes
+from persimmon_ext.ops.native import autocast_dtype, refuse_gradients, register_once_differentiable, run, takes
 from persimmon_ext.ops.qk_norm_rope import given_norms, qk_norm_rope_append_
 
 _ops = torch.ops.persimmon_ext
@@ -46,7 +46,7 @@ def attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if takes("attention", q, k, v, backward="attention_backward"):
-        return _ops.attention(q, k, v, start, length, offset, scale)
+        return run(_ops.attention, q, k, v, start, length, offset, scale)
     if k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.shape != k.shape:
         shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
         raise ValueError(f"q must be [B, H, T, D], and k and v [B, H, S, D]; got {shapes}.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import promote, register_once_differentiable, takes
+from persimmon_ext.ops.native import promote, register_once_differentiable, run, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -25,7 +25,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     x, weight, bias = promote(x, weight, bias)
     if takes("layer_norm", x, weight, bias, backward="layer_norm_backward"):
-        return _ops.layer_norm(x, weight, bias, eps)
+        return run(_ops.layer_norm, x, weight, bias, eps)
     return reference.layer_norm(x, weight, bias, eps)
 
 
@@ -40,7 +40,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     """
     x, residual, weight, bias = promote(x, residual, weight, bias)
     if takes("add_layer_norm", x, residual, weight, bias, backward="layer_norm_backward"):
-        return _ops.add_layer_norm(x, residual, weight, bias, eps)
+        return run(_ops.add_layer_norm, x, residual, weight, bias, eps)
     return reference.add_layer_norm(x, residual, weight, bias, eps)
 
 

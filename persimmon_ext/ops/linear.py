@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import autocast_dtype, takes
+from persimmon_ext.ops.native import autocast_dtype, run, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -38,7 +38,7 @@ def linear(
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu2: bool) -> Tensor:
     if takes("linear", x, weight, bias, residual):
-        return _ops.linear(x, weight, bias, residual, relu2)
+        return run(_ops.linear, x, weight, bias, residual, relu2)
     if residual is not None and residual.shape != (*x.shape[:-1], weight.shape[0]):
         expected = [*x.shape[:-1], weight.shape[0]]
         raise ValueError(f"residual must have shape {expected}, got {list(residual.shape)}.")
@@ -57,7 +57,7 @@ def sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, resi
     Returns: [..., C]. Differentiable.
     """
     if autocast_dtype(x) is None and takes("sparse_linear", x, weight, bias, residual):
-        return _ops.sparse_linear(x, weight, bias, residual)
+        return run(_ops.sparse_linear, x, weight, bias, residual)
     return linear(x, weight, bias, residual=residual)
 
 

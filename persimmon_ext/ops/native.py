@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,11 @@ KERNELS = frozenset(
 
 def has_kernels(device: torch.device, *names: str) -> bool:
     """Whether every op of `names` has a kernel for `device` in this build (the meta device runs the fakes)."""
-    return device.type == "meta" or all((name, device.type.upper()) in KERNELS for name in names)
+    kind = device.type.upper()
+    for name in names:
+        if (name, kind) not in KERNELS:
+            return kind == "META"
+    return True
 
 
 def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = None) -> bool:
@@ -34,20 +39,31 @@ def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = Non
 
     x's dtype must be native and shared by `others`; where gradients are on, the kernel of `backward` must exist too.
     """
+    # Loops instead of any() and all(): this runs before every op, on caches that the op before has emptied.
+    dtype, reason = x.dtype, None
+    for other in others:
+        if other is not None and other.dtype != dtype:
+            reason = "tensors of different dtypes"
+    if dtype not in NATIVE_DTYPES:
+        reason = f"no kernel for {dtype}"
     needed = (op, backward) if backward is not None and torch.is_grad_enabled() else (op,)
+    if not has_kernels(x.device, *needed):
+        reason = f"no {' and '.join(needed)} kernel for {x.device.type}"
     if torch._C._are_functorch_transforms_active():
         reason = "torch.func transforms go through PyTorch's own operators"
-    elif not has_kernels(x.device, *needed):
-        reason = f"no {' and '.join(needed)} kernel for {x.device.type}"
-    elif x.dtype not in NATIVE_DTYPES:
-        reason = f"no kernel for {x.dtype}"
-    elif any(other is not None and other.dtype != x.dtype for other in others):
-        reason = "tensors of different dtypes"
-    else:
+    if reason is None:
         return True
     if not torch.compiler.is_compiling():
         log_fallback(op, reason)
     return False
+
+
+def run(op: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls an op of ``torch.ops.persimmon_ext``; where no gradient is recorded, not through autograd's Python code."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def refuse_gradients(op: str, *tensors: Tensor | None) -> None:
@@ -82,7 +98,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """All tensors in their widest dtype: autocast leaves 16-bit activations beside float32 parameters."""
-    dtype = tensors[0].dtype
+    dtype, mixed = tensors[0].dtype, False
     for t in tensors[1:]:
-        dtype = torch.promote_types(dtype, t.dtype)
-    return tuple(t.to(dtype) for t in tensors)
+        if t.dtype != dtype:
+            dtype, mixed = torch.promote_types(dtype, t.dtype), True
+    return tuple(t.to(dtype) for t in tensors) if mixed else tensors

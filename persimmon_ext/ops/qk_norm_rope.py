@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import refuse_gradients, register_once_differentiable, takes
+from persimmon_ext.ops.native import refuse_gradients, register_once_differentiable, run, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -52,7 +52,7 @@ def qk_norm_rope(
         and takes("qk_norm_rope", qkv, *norms, backward="qk_norm_rope_backward")
         and cos.dtype == torch.float32
     ):
-        return _ops.qk_norm_rope(qkv, *parameters, cos, sin, eps)
+        return run(_ops.qk_norm_rope, qkv, *parameters, cos, sin, eps)
     return reference.qk_norm_rope(qkv, *norms, cos, sin, eps)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import takes
+from persimmon_ext.ops.native import run, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -29,7 +29,7 @@ def linear_int8(
     Differentiable but for the weight.
     """
     if takes("linear_int8", x, bias, residual):
-        return _ops.linear_int8(x, weight, scale, bias, residual, relu2)
+        return run(_ops.linear_int8, x, weight, scale, bias, residual, relu2)
     return reference.linear(x, reference.dequantize_int8(weight, scale, x.dtype), bias, residual, relu2)
 
 
@@ -47,7 +47,7 @@ def linear_int4(
     Differentiable but for the weight.
     """
     if takes("linear_int4", x, bias, residual):
-        return _ops.linear_int4(x, weight, scale, bias, residual, relu2)
+        return run(_ops.linear_int4, x, weight, scale, bias, residual, relu2)
     return reference.linear(x, reference.dequantize_int4(weight, scale, x.dtype), bias, residual, relu2)
 
 
@@ -56,7 +56,7 @@ def sparse_linear_int8(
 ) -> Tensor:
     """:func:`sparse_linear` on int8 weights. weight int8 [F, C], row j for hidden unit j; scale float32 [C]."""
     if takes("sparse_linear_int8", x, bias, residual):
-        return _ops.sparse_linear_int8(x, weight, scale, bias, residual)
+        return run(_ops.sparse_linear_int8, x, weight, scale, bias, residual)
     dense = (weight.float() * scale).to(x.dtype)
     return reference.linear(x, dense.T, bias, residual, False)
 
@@ -66,7 +66,7 @@ def sparse_linear_int4(
 ) -> Tensor:
     """:func:`sparse_linear` on int4 weights. weight uint8 [F, C/2]; scale float32 [F, C/64], groups of 64 along C."""
     if takes("sparse_linear_int4", x, bias, residual):
-        return _ops.sparse_linear_int4(x, weight, scale, bias, residual)
+        return run(_ops.sparse_linear_int4, x, weight, scale, bias, residual)
     return reference.linear(x, reference.dequantize_int4(weight, scale, x.dtype).T, bias, residual, False)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import register_once_differentiable, takes
+from persimmon_ext.ops.native import register_once_differentiable, run, takes
 
 _ops = torch.ops.persimmon_ext
 
@@ -25,7 +25,7 @@ def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None and bias.dtype != x.dtype:  # autocast: the product is 16-bit, the bias float32
         bias = bias.to(x.dtype)
     if takes("relu2", x, bias, backward="relu2_backward"):
-        return _ops.relu2(x, bias)
+        return run(_ops.relu2, x, bias)
     return reference.relu2(x, bias)
 
 

@@ -4,6 +4,18 @@
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
+// y = (x - mean) * rstd * weight + bias. Meanwhile the next row is fetched: `next` [C] and `next_residual` [C] or null.
+template <class T>
+PERSIMMON_INLINE void norm_row(const T* x, Statistics s, const T* weight, const T* bias, T* y, int64_t C, const T* next,
+                               const T* next_residual) {
+  for_each_vector(C, [&](int64_t i, int count) {
+    const vf normed = (load_up_to(x + i, count) - s.mean) * s.rstd;
+    __builtin_prefetch(next + i);
+    if (next_residual != nullptr) __builtin_prefetch(next_residual + i);
+    store_flushing(y + i, normed * load_up_to(weight + i, count) + load_up_to(bias + i, count), count);
+  });
+}
+
 void layer_norm(const LayerNormParams& p, int64_t begin, int64_t end) {
   with_type(p.dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -12,20 +24,19 @@ void layer_norm(const LayerNormParams& p, int64_t begin, int64_t end) {
     const T* bias = static_cast<const T*>(p.bias);
     for (int64_t row = begin; row < end; ++row) {
       const T* x = static_cast<const T*>(p.x) + row * C;
-      if (p.residual != nullptr) {
-        const T* residual = static_cast<const T*>(p.residual) + row * C;
-        T* sum = static_cast<T*>(p.sum) + row * C;
-        for_each_vector(C, [&](int64_t i, int count) {
-          store_up_to(sum + i, load_up_to(x + i, count) + load_up_to(residual + i, count), count);
-        });
-        x = sum;
-      }
-      const Statistics s = statistics(x, C, p.eps);
       T* y = static_cast<T*>(p.y) + row * C;
-      for_each_vector(C, [&](int64_t i, int count) {
-        const vf normed = (load_up_to(x + i, count) - s.mean) * s.rstd;
-        store_up_to(y + i, normed * load_up_to(weight + i, count) + load_up_to(bias + i, count), count);
+      const int64_t step = row + 1 < end ? C : 0;
+      if (p.residual == nullptr) {
+        norm_row(x, statistics(x, C, p.eps), weight, bias, y, C, x + step, static_cast<const T*>(nullptr));
+        continue;
+      }
+      const T* residual = static_cast<const T*>(p.residual) + row * C;
+      T* sum = static_cast<T*>(p.sum) + row * C;
+      const float total = sum_of(C, [&](int64_t i, int count) {
+        store_flushing(sum + i, load_up_to(x + i, count) + load_up_to(residual + i, count), count);
+        return load_up_to(sum + i, count);  // as rounded
       });
+      norm_row(sum, statistics(sum, total, C, p.eps), weight, bias, y, C, x + step, residual + step);
     }
   });
 }

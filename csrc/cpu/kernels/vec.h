@@ -39,13 +39,24 @@ PERSIMMON_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 
 // ---- conversions -----------------------------------------------------------------------------------------------
 
-PERSIMMON_INLINE vf from_bf16(vh h) { return bit_cast<vf>(__builtin_convertvector(h, vu) << 16); }
+PERSIMMON_INLINE vf from_bf16(vh h) {
+#if defined(__AVX512F__)
+  return bit_cast<vf>((vu)_mm512_cvtepu16_epi32((__m256i)h) << 16);  // GCC 12 splits __builtin_convertvector in halves
+#else
+  return bit_cast<vf>(__builtin_convertvector(h, vu) << 16);
+#endif
+}
 
 PERSIMMON_INLINE vh to_bf16(vf x) {  // round to nearest even; a NaN stays a NaN
   const vu u = bit_cast<vu>(x);
   const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   const vu quiet_nan = (u >> 16) | 0x40;
-  return __builtin_convertvector(x == x ? rounded : quiet_nan, vh);
+  const vu bits = x == x ? rounded : quiet_nan;
+#if defined(__AVX512F__)
+  return (vh)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, vh);
+#endif
 }
 
 PERSIMMON_INLINE vf from_f16(vh h) {
@@ -188,6 +199,20 @@ PERSIMMON_INLINE vf vexp(vf x) {
   const vf y = p * low * high;
   return x != x ? x : (x < -87.33654f ? vf{} : y);
 }
+
+// ---- fast stores -------------------------------------------------------------------------------------------------
+
+// store_up_to by the instruction for bf16 where there is one: it rounds alike, but flushes subnormal numbers to zero.
+template <class T>
+PERSIMMON_INLINE void store_flushing(T* p, vf v, int count) {
+  store_up_to(p, v, count);
+}
+#if defined(__AVX512BF16__)
+PERSIMMON_INLINE void store_flushing(bf16* p, vf v, int count) {
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  count == kLanes ? __builtin_memcpy(p, &h, sizeof(h)) : __builtin_memcpy(p, &h, sizeof(bf16) * count);
+}
+#endif
 
 // ---- dispatch ----------------------------------------------------------------------------------------------------
 
