@@ -8,7 +8,6 @@
 #include <optional>
 
 #include "kernels/linear.h"
-#include "kernels/sparse_linear.h"
 
 namespace persimmon::cpu {
 
@@ -26,22 +25,19 @@ struct Product {
 
   at::Tensor y2d() const;
   Epilogue epilogue() const;
+  int64_t epilogue_blocks() const;  // items of the kernels that walk over y in blocks of kEpilogueColumns
 };
 
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
                      const OptionalTensor& residual, bool relu2);
 
+inline const float* floats_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+
 using LinearKernel = void (*)(const LinearParams&, int64_t, int64_t);
-using SparseKernel = void (*)(const SparseLinearParams&, int64_t, int64_t);
 
 // At most kFewRows rows of x, row-major weight, `scale` undefined where there is none.
 void few_rows_product(LinearKernel kernel, WeightFormat format, const Product& p, const at::Tensor& weight,
                       const at::Tensor& scale);
-
-// At most kFewRows rows of x and row j of W^T contiguous. Takes every row, or those that x does not multiply by zero.
-// `group_scale` goes to the kernel, `column_scale` [N] multiplies the sums; both may be undefined.
-void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,
-                      const at::Tensor& column_scale, int64_t row_bytes, bool all_rows, bool h_bf16);
 
 // y = act(y) + residual in place, after a matrix product that has added the bias.
 void apply_epilogue(const Product& p);
@@ -52,5 +48,11 @@ void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, i
 
 // Any number of rows: torch's matrix product, then the epilogue. weight [N, K] of any strides.
 void dense_product(const Product& p, const at::Tensor& weight);
+
+// x and weight [N, K] of one dtype and device.
+void check_weight(const at::Tensor& x, const at::Tensor& weight);
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                  const OptionalTensor& residual, bool relu2);
 
 }  // namespace persimmon::cpu

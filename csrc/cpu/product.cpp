@@ -7,16 +7,11 @@
 #include "binding.h"
 #include "linear.h"
 #include "product_type.h"
-#include "sparse_rule.h"
 
 namespace persimmon::cpu {
 namespace {
 
 const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-
-const float* floats_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
-
-int64_t epilogue_blocks(const Product& p) { return p.M * ((p.N + kEpilogueColumns - 1) / kEpilogueColumns); }
 
 }  // namespace
 
@@ -25,6 +20,8 @@ at::Tensor Product::y2d() const { return y.view({M, N}); }
 Epilogue Product::epilogue() const {
   return {.bias = data_or_null(bias), .residual = data_or_null(residual), .relu2 = relu2};
 }
+
+int64_t Product::epilogue_blocks() const { return M * ((N + kEpilogueColumns - 1) / kEpilogueColumns); }
 
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
                      const OptionalTensor& residual, bool relu2) {
@@ -79,62 +76,6 @@ void few_rows_product(LinearKernel kernel, WeightFormat format, const Product& p
   parallel(kernel, params, p.N, lines * kLineBytes);
 }
 
-void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,
-                      const at::Tensor& column_scale, int64_t row_bytes, bool all_rows, bool h_bf16) {
-  TORCH_CHECK_VALUE(p.K <= INT32_MAX, "the weight must have fewer than 2^31 hidden units, got ", p.K, ".");
-  const auto bytes = p.x.options().dtype(at::kByte);
-  const at::Tensor mask = at::empty({p.K}, bytes);
-  const at::Tensor rows = at::empty({p.K + 1}, bytes.dtype(at::kInt));  // the compaction writes one behind the last
-  const int64_t padded = (p.K + kAxpyRows - 1) / kAxpyRows * kAxpyRows;
-  const at::Tensor h = at::empty({padded, p.M}, bytes.dtype(h_bf16 ? at::kBFloat16 : at::kFloat));
-  int64_t count = 0;
-  const GatherRowsParams gather{
-      .x = p.x.const_data_ptr(),
-      .mask = mask.mutable_data_ptr<uint8_t>(),
-      .rows = rows.mutable_data_ptr<int32_t>(),
-      .h = h.mutable_data_ptr(),
-      .count = &count,
-      .M = p.M,
-      .F = p.K,
-      .all = all_rows,
-      .h_bf16 = h_bf16,
-      .dtype = p.dtype,
-  };
-  gather_rows_kernel()(gather, 0, 1);
-
-  const int64_t per_chunk = rows_per_chunk(count), chunks = (count + per_chunk - 1) / per_chunk;
-  const int64_t blocks = (p.N + kSumColumns - 1) / kSumColumns;
-  const at::Tensor partials = at::empty({chunks, blocks, p.M, kSumColumns}, bytes.dtype(at::kFloat));
-  const SparseLinearParams params{
-      .weight = weight.const_data_ptr(),
-      .scale = floats_or_null(group_scale),
-      .rows = rows.const_data_ptr<int32_t>(),
-      .h = h.const_data_ptr(),
-      .partials = partials.mutable_data_ptr<float>(),
-      .count = count,
-      .M = p.M,
-      .C = p.N,
-      .blocks = blocks,
-      .rows_per_chunk = per_chunk,
-      .dtype = p.dtype,
-  };
-  parallel(kernel, params, chunks, per_chunk * row_bytes);
-
-  const SumPartialsParams sum{
-      .partials = partials.const_data_ptr<float>(),
-      .scale = floats_or_null(column_scale),
-      .epilogue = p.epilogue(),
-      .y = p.y.mutable_data_ptr(),
-      .chunks = chunks,
-      .blocks = blocks,
-      .block = kSumColumns,
-      .M = p.M,
-      .N = p.N,
-      .dtype = p.dtype,
-  };
-  parallel(sum_partials_kernel(), sum, epilogue_blocks(p), chunks * kEpilogueColumns * int64_t(sizeof(float)));
-}
-
 void apply_epilogue(const Product& p) {
   if (!p.relu2 && !p.residual.defined()) return;
   const LinearEpilogueParams params{
@@ -144,7 +85,7 @@ void apply_epilogue(const Product& p) {
       .relu2 = p.relu2,
       .dtype = p.dtype,
   };
-  parallel(linear_epilogue_kernel(), params, epilogue_blocks(p), kEpilogueColumns * p.y.element_size());
+  parallel(linear_epilogue_kernel(), params, p.epilogue_blocks(), kEpilogueColumns * p.y.element_size());
 }
 
 void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, int64_t rows)>& tile) {
