@@ -86,6 +86,18 @@ def test_nan_counts_as_non_zero(dtype: torch.dtype) -> None:
     assert not bool(y[0].any())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("M", [1, 2])
+@pytest.mark.parametrize("nonzeros", [1, 2, 3, 9])
+def test_an_infinite_weight_is_met_once(nonzeros: int, M: int, dtype: torch.dtype) -> None:
+    """Rows are taken several at a time: what fills up the last ones must not multiply a weight."""
+    x = torch.zeros(M, 20, dtype=dtype)
+    x[:, :nonzeros] = 1
+    weight = torch.ones(20, 40, dtype=dtype)
+    weight[nonzeros - 1] = float("inf")
+    assert torch.equal(ops.sparse_linear(x, weight.T, None, None), torch.full((M, 40), float("inf"), dtype=dtype))
+
+
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_same_bits_for_any_number_of_threads(density: float) -> None:
     x, weight, _, _ = inputs(3, 515, 4099, density, torch.bfloat16)

@@ -18,7 +18,7 @@ at::Tensor sparse_linear_int8(const at::Tensor& x, const at::Tensor& weight_, co
   if (p.y.numel() == 0) return p.y;
   const at::Tensor weight = weight_.contiguous(), scale = scale_.contiguous();
   if (sparse_path(p.M, /*hidden_major=*/true) == SparsePath::nonzero_rows) {
-    streamed_product(sparse_linear_int8_kernel(), p, weight, {}, scale, C, /*all_rows=*/false, /*h_bf16=*/false);
+    streamed_product(sparse_linear_int8_kernel(), p, weight, {}, scale, /*all_rows=*/false);
   } else {
     const at::ScalarType type = product_type(x.scalar_type());
     tiled_product(p, [&](int64_t n, int64_t columns) {
@@ -36,7 +36,7 @@ at::Tensor sparse_linear_int4(const at::Tensor& x, const at::Tensor& weight_, co
   if (p.y.numel() == 0) return p.y;
   const at::Tensor weight = weight_.contiguous(), scale = scale_.contiguous();
   if (sparse_path(p.M, /*hidden_major=*/true) == SparsePath::nonzero_rows) {
-    streamed_product(sparse_linear_int4_kernel(), p, weight, scale, {}, C / 2, /*all_rows=*/false, /*h_bf16=*/false);
+    streamed_product(sparse_linear_int4_kernel(), p, weight, scale, {}, /*all_rows=*/false);
   } else {
     const at::ScalarType type = product_type(x.scalar_type());
     tiled_product(p, [&](int64_t n, int64_t columns) {  // tiles begin and end between groups

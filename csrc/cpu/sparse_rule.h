@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 namespace persimmon::cpu {
@@ -13,18 +14,17 @@ inline constexpr int64_t kFewRows = 16;
 
 enum class SparsePath { nonzero_rows, dense };
 
-// The row kernels run at the speed of memory at any density (see `gather_rows`), so density does not decide: only
-// whether rows of W^T are contiguous, and whether x is thin.
+// The row kernels run at the speed of memory at any density, so density does not decide: only whether rows of W^T are
+// contiguous, and whether x is thin.
 inline SparsePath sparse_path(int64_t x_rows, bool hidden_major) {
   return x_rows <= kFewRows && hidden_major ? SparsePath::nonzero_rows : SparsePath::dense;
 }
 
-// Rows of W^T whose products are summed together, before the sums of all chunks are added in order. At least 64, so
-// that adding them stays cheap; a multiple of 8, which the kernels take in a pass; at most 16 chunks.
-inline int64_t rows_per_chunk(int64_t rows) {
-  constexpr int64_t kMaxChunks = 16, kMinRows = 64, kPass = 8;
-  const int64_t even = (rows + kMaxChunks - 1) / kMaxChunks;
-  return std::max(kMinRows, (even + kPass - 1) / kPass * kPass);
+// Into how many chunks the rows of W^T are divided, whose sums are then added in order. Few enough that adding them
+// stays cheap; a power of two, for an even share of the work where there are as many threads.
+inline int64_t chunks_of(int64_t rows) {
+  constexpr uint64_t kMaxChunks = 16, kMinRows = 32;
+  return int64_t(std::clamp<uint64_t>(std::bit_floor(uint64_t(rows) / kMinRows), 1, kMaxChunks));
 }
 
 }  // namespace persimmon::cpu

@@ -2,51 +2,60 @@
 
 #include <ATen/ops/empty.h>
 
+#include <numeric>
+
 #include "binding.h"
 #include "sparse_rule.h"
 
 namespace persimmon::cpu {
+namespace {
 
-void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,
-                      const at::Tensor& column_scale, int64_t row_bytes, bool all_rows, bool h_bf16) {
-  TORCH_CHECK_VALUE(p.K <= INT32_MAX, "the weight must have fewer than 2^31 hidden units, got ", p.K, ".");
-  const auto bytes = p.x.options().dtype(at::kByte);
-  const at::Tensor mask = at::empty({p.K}, bytes);
-  const at::Tensor rows = at::empty({p.K + 1}, bytes.dtype(at::kInt));  // the compaction writes one behind the last
-  const int64_t padded = (p.K + kAxpyRows - 1) / kAxpyRows * kAxpyRows;
-  const at::Tensor h = at::empty({padded, p.M}, bytes.dtype(h_bf16 ? at::kBFloat16 : at::kFloat));
+static_assert(kFewRows <= kStreamedRows);
+
+// Writes the rows of W^T to read, in ascending order, and returns how many.
+int64_t list_rows(const Product& p, bool all_rows, int32_t* rows) {
+  if (all_rows) {
+    std::iota(rows, rows + p.K, 0);
+    return p.K;
+  }
   int64_t count = 0;
-  const GatherRowsParams gather{
+  const FindRowsParams params{
       .x = p.x.const_data_ptr(),
-      .mask = mask.mutable_data_ptr<uint8_t>(),
-      .rows = rows.mutable_data_ptr<int32_t>(),
-      .h = h.mutable_data_ptr(),
+      .rows = rows,
       .count = &count,
       .M = p.M,
       .F = p.K,
-      .all = all_rows,
-      .h_bf16 = h_bf16,
       .dtype = p.dtype,
   };
-  gather_rows_kernel()(gather, 0, 1);
+  find_rows_kernel()(params, 0, 1);
+  return count;
+}
 
-  const int64_t per_chunk = rows_per_chunk(count), chunks = (count + per_chunk - 1) / per_chunk;
-  const int64_t blocks = (p.N + kSumColumns - 1) / kSumColumns;
-  const at::Tensor partials = at::empty({chunks, blocks, p.M, kSumColumns}, bytes.dtype(at::kFloat));
+}  // namespace
+
+void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& weight, const at::Tensor& group_scale,
+                      const at::Tensor& column_scale, bool all_rows) {
+  TORCH_CHECK_VALUE(p.K <= INT32_MAX, "the weight must have fewer than 2^31 hidden units, got ", p.K, ".");
+  const at::Tensor rows = at::empty({p.K + kListPadding}, p.x.options().dtype(at::kInt));
+  const int64_t count = list_rows(p, all_rows, rows.mutable_data_ptr<int32_t>());
+  const int64_t chunks = chunks_of(count), blocks = (p.N + kSumColumns - 1) / kSumColumns;
+  const at::Tensor partials = at::empty({chunks, blocks, p.M, kSumColumns}, p.x.options().dtype(at::kFloat));
   const SparseLinearParams params{
+      .x = p.x.const_data_ptr(),
       .weight = weight.const_data_ptr(),
       .scale = floats_or_null(group_scale),
       .rows = rows.const_data_ptr<int32_t>(),
-      .h = h.const_data_ptr(),
       .partials = partials.mutable_data_ptr<float>(),
       .count = count,
+      .chunks = chunks,
       .M = p.M,
       .C = p.N,
+      .F = p.K,
       .blocks = blocks,
-      .rows_per_chunk = per_chunk,
       .dtype = p.dtype,
   };
-  parallel(kernel, params, chunks, per_chunk * row_bytes);
+  const int64_t row_bytes = weight.numel() / std::max<int64_t>(p.K, 1) * weight.element_size();
+  parallel(kernel, params, chunks, count / chunks * row_bytes);
 
   const SumPartialsParams sum{
       .partials = partials.const_data_ptr<float>(),
@@ -64,8 +73,7 @@ void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& w
 }
 
 void hidden_major_product(const Product& p, const at::Tensor& weight, bool all_rows) {
-  streamed_product(sparse_linear_kernel(), p, weight, {}, {}, p.N * weight.element_size(), all_rows,
-                   dots_bf16(p.dtype));
+  streamed_product(sparse_linear_kernel(), p, weight, {}, {}, all_rows);
 }
 
 }  // namespace persimmon::cpu

@@ -7,44 +7,87 @@
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
-// The sum of column c for the first of M rows of x; the next row's is kSumColumns further.
-PERSIMMON_INLINE float* sum_at(float* sums, int64_t M, int64_t c) {
-  return sums + c / kSumColumns * kSumColumns * M + c % kSumColumns;
-}
-
-// `Weights` has a type H, of the activations, and
-//   template <int R> void add(const int32_t* rows, const H* h, float* sums) const
-// which adds h[m * kAxpyRows + r] times row rows[r] of W^T to the sums of row m of x, for r < R and m < M;
-//   void prefetch(int64_t row) const,  which asks for the start of a row; and
-//   void finish(float* sums) const,    which brings the sums into the order of the columns.
-template <class Weights>
-PERSIMMON_INLINE void axpy(const Weights& weights, const SparseLinearParams& p, int64_t begin, int64_t end) {
-  using H = typename Weights::H;
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    float* sums = p.partials + chunk * p.blocks * p.M * kSumColumns;
-    __builtin_memset(sums, 0, sizeof(float) * p.blocks * p.M * kSumColumns);
-    const int64_t first = chunk * p.rows_per_chunk;
-    const int64_t last = first + p.rows_per_chunk < p.count ? first + p.rows_per_chunk : p.count;
-    for (int64_t i = first; i < last; i += kAxpyRows) {
-      const H* h = static_cast<const H*>(p.h) + i * p.M;
-      if (i + kAxpyRows <= last) {
-        for (int64_t next = i + kAxpyRows; next < i + 2 * kAxpyRows && next < last; ++next) {
-          weights.prefetch(p.rows[next]);
-        }
-        weights.template add<kAxpyRows>(p.rows + i, h, sums);
-      } else {
-        for (int64_t r = 0; i + r < last; ++r) weights.template add<1>(p.rows + i + r, h + r, sums);
-      }
-    }
-    weights.finish(sums);
-  }
-}
-
-inline constexpr int64_t kPrefetchBytes = 1024;  // of each row; the processor's own prefetcher follows from there
+inline constexpr int64_t kPrefetchBytes = 512;  // of each row; the processor's own prefetcher follows from there
 
 PERSIMMON_INLINE void prefetch_bytes(const void* p, int64_t bytes) {
   const int64_t n = bytes < kPrefetchBytes ? bytes : kPrefetchBytes;
   for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+}
+
+inline constexpr int kPass = 8;  // rows of W^T in a pass over the sums: enough streams, and registers for all of them
+
+// `Weights` has members M and C, a type H that activations are converted to, bf16 or float, and
+//   template <int R> void add(const int32_t* rows, const H* h, float* sums) const
+// which adds h[m * kPass + r] times row rows[r] of W^T to the sums of row m of x, for r < R and m < M;
+//   void prefetch(int64_t row) const,  which asks for the start of a row; and
+//   void finish(float* sums) const,    which brings the sums into the order of the columns.
+template <class Weights, class T>
+struct Axpy {
+  const Weights& weights;
+  const SparseLinearParams& p;
+  int64_t stop;  // the rows behind it are another thread's
+
+  // h[r] for r < R; zero behind them
+  PERSIMMON_INLINE void load_activations(const T (&x)[kPass], float* h) { store_up_to(h, load_up_to(x, kPass), kPass); }
+  PERSIMMON_INLINE void load_activations(const T (&x)[kPass], bf16* h) { __builtin_memcpy(h, x, sizeof(x)); }
+
+  template <int R>
+  void pass(int64_t i, float* sums) const {
+    const int64_t ahead = stop - i < 2 * R ? stop - i : 2 * R;
+    for (int64_t next = R; next < ahead; ++next) weights.prefetch(p.rows[i + next]);
+    typename Weights::H h[kStreamedRows * kPass];
+    for (int64_t m = 0; m < p.M; ++m) {
+      T x[kPass] = {};
+      for (int r = 0; r < R; ++r) x[r] = static_cast<const T*>(p.x)[m * p.F + p.rows[i + r]];
+      load_activations(x, h + m * kPass);
+    }
+    weights.template add<R>(p.rows + i, h, sums);
+  }
+
+  template <int R>
+  void rest(int64_t i, int64_t last, float* sums) const {  // fewer than 2 R rows
+    if (last - i >= R) {
+      pass<R>(i, sums);
+      i += R;
+    }
+    if constexpr (R > 1) rest<R / 2>(i, last, sums);
+  }
+
+  void chunk(int64_t first, int64_t last, float* sums) const {
+    int64_t i = first;
+    for (; i + kPass <= last; i += kPass) pass<kPass>(i, sums);
+    rest<kPass / 2>(i, last, sums);
+  }
+};
+
+template <class T, class Weights>
+PERSIMMON_INLINE void axpy(const Weights& weights, const SparseLinearParams& p, int64_t begin, int64_t end) {
+  const Axpy<Weights, T> axpy{weights, p, p.count * end / p.chunks};
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    float* sums = p.partials + chunk * p.blocks * p.M * kSumColumns;
+    __builtin_memset(sums, 0, sizeof(float) * p.blocks * p.M * kSumColumns);
+    const int64_t first = p.count * chunk / p.chunks, last = p.count * (chunk + 1) / p.chunks;
+    axpy.chunk(first, last, sums);
+    weights.finish(sums);
+  }
+}
+
+// Calls body(column, columns in its block, sums of the first row of x) for blocks of columns.
+template <class Body>
+PERSIMMON_INLINE void for_each_sum_block(int64_t M, int64_t C, float* sums, Body&& body) {
+  for (int64_t c = 0; c < C; c += kSumColumns, sums += M * kSumColumns) {
+    body(c, C - c < kSumColumns ? C - c : kSumColumns, sums);
+  }
+}
+
+// Adds h[m * kPass + r] * v[r] to the sums of M rows of x.
+template <int R>
+PERSIMMON_INLINE void add_products(const vf (&v)[R], const float* h, float* sum, int64_t M) {
+  for (int64_t m = 0; m < M; ++m, h += kPass, sum += kSumColumns) {
+    vf total = load(sum);
+    for (int r = 0; r < R; ++r) total += v[r] * h[r];
+    store(sum, total);
+  }
 }
 
 // Weights of any element type (int8 codes too), widened to fp32 in registers.
@@ -55,23 +98,26 @@ struct WideColumns {
   int64_t M, C;
 
   template <int R>
-  PERSIMMON_INLINE void step(const T* const (&w)[R], const float* h, float* sum, int64_t M, int64_t c, int count) {
-    vf v[R];
-    for (int r = 0; r < R; ++r) v[r] = load_up_to(w[r] + c, count);
-    for (int64_t m = 0; m < M; ++m, sum += kSumColumns) {
-      vf total = load(sum);  // a block of sums has room for a whole vector
-      for (int r = 0; r < R; ++r) total += v[r] * h[m * kAxpyRows + r];
-      store(sum, total);
-    }
-  }
-
-  template <int R>
   void add(const int32_t* rows, const float* h, float* sums) const {
     const T* w[R];
     for (int r = 0; r < R; ++r) w[r] = weight + rows[r] * C;
-    int64_t c = 0;
-    for (; c + kLanes <= C; c += kLanes) step(w, h, sum_at(sums, M, c), M, c, kLanes);
-    if (c < C) step(w, h, sum_at(sums, M, c), M, c, int(C - c));
+    if (M == 1) {
+      vf factor[R];
+      for (int r = 0; r < R; ++r) factor[r] = broadcast(h[r]);
+      for_each_vector(C, [&](int64_t c, int count) {
+        vf total = load(sums + c);  // a block of sums has room for a whole vector
+        for (int r = 0; r < R; ++r) total += load_up_to(w[r] + c, count) * factor[r];
+        store(sums + c, total);
+      });
+      return;
+    }
+    for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
+      for_each_vector(columns, [&](int64_t i, int count) {
+        vf v[R];
+        for (int r = 0; r < R; ++r) v[r] = load_up_to(w[r] + c + i, count);
+        add_products(v, h, block + i, M);
+      });
+    });
   }
 
   void prefetch(int64_t row) const { prefetch_bytes(weight + row * C, C * sizeof(T)); }

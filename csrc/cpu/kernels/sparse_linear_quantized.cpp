@@ -1,8 +1,9 @@
-#include "axpy.h"
 #include "linear.h"
-#include "sparse_linear.h"
+#include "paired_columns.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
+
+inline constexpr int kGroupBytes = kInt4Group / 2;
 
 struct Int4Columns {
   using H = float;
@@ -11,17 +12,7 @@ struct Int4Columns {
   int64_t M, C;
 
   template <int R>
-  PERSIMMON_INLINE void accumulate(const vf (&v)[R], const float* h, float* sum, int64_t M) {
-    for (int64_t m = 0; m < M; ++m, sum += kSumColumns) {
-      vf total = load(sum);
-      for (int r = 0; r < R; ++r) total += v[r] * h[m * kAxpyRows + r];
-      store(sum, total);
-    }
-  }
-
-  template <int R>
   void add(const int32_t* rows, const float* h, float* sums) const {
-    constexpr int kGroupBytes = kInt4Group / 2;
     const int64_t groups = C / kInt4Group;
     const uint8_t* bytes_of[R];
     const float* scale_of[R];
@@ -29,31 +20,167 @@ struct Int4Columns {
       bytes_of[r] = packed + rows[r] * groups * kGroupBytes;
       scale_of[r] = scale + rows[r] * groups;
     }
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int i = 0; i < kGroupBytes; i += kLanes) {
-        vf low[R], high[R];
-        for (int r = 0; r < R; ++r) {
-          const vi bytes = load_bytes(bytes_of[r] + g * kGroupBytes + i);
-          low[r] = int4_values(bytes) * scale_of[r][g];
-          high[r] = int4_values(bytes >> 4) * scale_of[r][g];
-        }
-        float* sum = sum_at(sums, M, g * kInt4Group) + i;
-        accumulate(low, h, sum, M);
-        accumulate(high, h, sum + kGroupBytes, M);
+    for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
+      for (int64_t i = 0; i < columns; i += kInt4Group) {
+        const int64_t g = (c + i) / kInt4Group;
+        M == 1 ? add_group(bytes_of, scale_of, g, h, block + i)
+               : add_group_of_rows(bytes_of, scale_of, g, h, block + i, M);
       }
+    });
+  }
+
+  template <int R>
+  PERSIMMON_INLINE void add_group(const uint8_t* const (&bytes_of)[R], const float* const (&scale_of)[R], int64_t g,
+                                  const float* h, float* sum) {
+    vf factor[R];
+    for (int r = 0; r < R; ++r) factor[r] = broadcast(h[r] * scale_of[r][g]);
+    for (int i = 0; i < kGroupBytes; i += kLanes) {
+      vf low = load(sum + i), high = load(sum + kGroupBytes + i);
+      for (int r = 0; r < R; ++r) {
+        const vi bytes = load_bytes(bytes_of[r] + g * kGroupBytes + i);
+        low += int4_values(bytes) * factor[r];
+        high += int4_values(bytes >> 4) * factor[r];
+      }
+      store(sum + i, low);
+      store(sum + kGroupBytes + i, high);
     }
   }
 
-  void prefetch(int64_t row) const { prefetch_bytes(packed + row * (C / 2), C / 2); }
+  template <int R>
+  PERSIMMON_INLINE void add_group_of_rows(const uint8_t* const (&bytes_of)[R], const float* const (&scale_of)[R],
+                                          int64_t g, const float* h, float* sums, int64_t M) {
+    for (int i = 0; i < kGroupBytes; i += kLanes) {
+      vf low[R], high[R];
+      for (int r = 0; r < R; ++r) {
+        const vi bytes = load_bytes(bytes_of[r] + g * kGroupBytes + i);
+        low[r] = int4_values(bytes) * scale_of[r][g];
+        high[r] = int4_values(bytes >> 4) * scale_of[r][g];
+      }
+      add_products(low, h, sums + i, M);
+      add_products(high, h, sums + kGroupBytes + i, M);
+    }
+  }
+
+  void prefetch(int64_t row) const {
+    prefetch_bytes(packed + row * (C / 2), C / 2);
+    prefetch_bytes(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
+  }
   void finish(float*) const {}
 };
 
+#if defined(__AVX512F__)
+// One row of x. 128 columns are sixteen words of 32 bits, of which no byte needs to be moved: nibble k of all words
+// makes a vector of sums, in an order that finish() undoes.
+struct Int4Words {
+  using H = float;
+  const uint8_t* packed;  // [F, C/2]
+  const float* scale;     // [F, C/64]
+  int64_t M, C;
+
+  // Nibble `place` of 16 bits, as a number: by a table of sixteen, or as low digits of a large float, which is then
+  // subtracted. A half each, since the two keep different units of the processor busy.
+  template <int place>
+  PERSIMMON_INLINE __m512 values(__m512i words) {
+    if constexpr (place < 2) {
+      return (__m512)int4_values((vi)_mm512_srli_epi32(words, 4 * place));
+    } else {
+      constexpr int kExponent = 23 - 4 * place;  // of the float whose digit of value 1 lies at the nibble
+      const __m512i digits = _mm512_set1_epi32(15 << 4 * place), large = _mm512_set1_epi32((127 + kExponent) << 23);
+      const __m512 zero = _mm512_set1_ps(float(1 << kExponent) + 8);
+      return _mm512_sub_ps((__m512)_mm512_ternarylogic_epi32(large, words, digits, 0xf8),
+                           zero);  // large | words & digits
+    }
+  }
+
+  template <int R>
+  PERSIMMON_INLINE void add_block(const uint8_t* const (&bytes_of)[R], const float* const (&scale_of)[R], int64_t g,
+                                  bool whole, const __m512 (&h)[R], float* sums) {
+    __m512 sum[8];
+    for (int k = 0; k < 8; ++k) sum[k] = _mm512_loadu_ps(sums + 16 * k);
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* bytes = bytes_of[r] + g * kGroupBytes;
+      const __m512i words = whole ? _mm512_loadu_si512(bytes) : _mm512_maskz_loadu_epi32(0x00ff, bytes);
+      __m512 factor = _mm512_set1_ps(scale_of[r][g]);  // the group of the first eight words
+      if (whole) factor = _mm512_mask_broadcastss_ps(factor, 0xff00, _mm_load_ss(scale_of[r] + g + 1));
+      factor = _mm512_mul_ps(factor, h[r]);
+      const __m512i upper = _mm512_srli_epi32(words, 16);
+      sum[0] = _mm512_fmadd_ps(values<0>(words), factor, sum[0]);
+      sum[1] = _mm512_fmadd_ps(values<1>(words), factor, sum[1]);
+      sum[2] = _mm512_fmadd_ps(values<2>(words), factor, sum[2]);
+      sum[3] = _mm512_fmadd_ps(values<3>(words), factor, sum[3]);
+      sum[4] = _mm512_fmadd_ps(values<0>(upper), factor, sum[4]);
+      sum[5] = _mm512_fmadd_ps(values<1>(upper), factor, sum[5]);
+      sum[6] = _mm512_fmadd_ps(values<2>(upper), factor, sum[6]);
+      sum[7] = _mm512_fmadd_ps(values<3>(upper), factor, sum[7]);
+    }
+    for (int k = 0; k < 8; ++k) _mm512_storeu_ps(sums + 16 * k, sum[k]);
+  }
+
+  template <int R>
+  void add(const int32_t* rows, const float* h, float* sums) const {
+    const int64_t groups = C / kInt4Group;
+    const uint8_t* bytes_of[R];
+    const float* scale_of[R];
+    __m512 factors[R];
+    for (int r = 0; r < R; ++r) {
+      bytes_of[r] = packed + rows[r] * groups * kGroupBytes;
+      scale_of[r] = scale + rows[r] * groups;
+      factors[r] = _mm512_set1_ps(h[r]);
+    }
+    int64_t g = 0;
+    for (; g + 2 <= groups; g += 2) add_block(bytes_of, scale_of, g, true, factors, sums + g * kInt4Group);
+    if (g < groups) add_block(bytes_of, scale_of, g, false, factors, sums + g * kInt4Group);
+  }
+
+  void prefetch(int64_t row) const {
+    prefetch_bytes(packed + row * (C / 2), C / 2);
+    prefetch_bytes(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
+  }
+
+  // Word w has columns 4 w, …, 4 w + 3 of the 32 low and the 32 high nibbles of its group, in the vectors of every
+  // other k: a transpose of four such vectors puts the columns of a word side by side, one of quarters puts words in
+  // order.
+  void finish(float* sums) const {
+    for (int64_t c = 0; c < C; c += kSumColumns, sums += kSumColumns) {
+      __m512 v[8];
+      for (int k = 0; k < 8; ++k) v[k] = _mm512_loadu_ps(sums + 16 * k);
+      for (int nibble = 0; nibble < 2; ++nibble) {
+        const __m512d a = (__m512d)_mm512_unpacklo_ps(v[nibble], v[nibble + 2]);
+        const __m512d b = (__m512d)_mm512_unpacklo_ps(v[nibble + 4], v[nibble + 6]);
+        const __m512d d = (__m512d)_mm512_unpackhi_ps(v[nibble], v[nibble + 2]);
+        const __m512d e = (__m512d)_mm512_unpackhi_ps(v[nibble + 4], v[nibble + 6]);
+        const __m512 w0 = (__m512)_mm512_unpacklo_pd(a, b), w1 = (__m512)_mm512_unpackhi_pd(a, b);
+        const __m512 w2 = (__m512)_mm512_unpacklo_pd(d, e), w3 = (__m512)_mm512_unpackhi_pd(d, e);
+        for (int group = 0; group < 2; ++group) {
+          const __m512 low = group ? _mm512_shuffle_f32x4(w0, w1, 0xee) : _mm512_shuffle_f32x4(w0, w1, 0x44);
+          const __m512 high = group ? _mm512_shuffle_f32x4(w2, w3, 0xee) : _mm512_shuffle_f32x4(w2, w3, 0x44);
+          float* out = sums + 64 * group + 32 * nibble;
+          _mm512_storeu_ps(out, _mm512_shuffle_f32x4(low, high, 0x88));
+          _mm512_storeu_ps(out + 16, _mm512_shuffle_f32x4(low, high, 0xdd));
+        }
+      }
+    }
+  }
+};
+#endif
+
 void sparse_linear_int8(const SparseLinearParams& p, int64_t begin, int64_t end) {
-  axpy(WideColumns<int8_t>{static_cast<const int8_t*>(p.weight), p.M, p.C}, p, begin, end);
+  const int8_t* codes = static_cast<const int8_t*>(p.weight);
+#if defined(__AVX512BF16__)
+  if (p.dtype == DType::bf16 && p.M > 1) return axpy<bf16>(PairedColumns<int8_t>{codes, p.M, p.C}, p, begin, end);
+#endif
+  with_type(p.dtype, [&](auto tag) { axpy<decltype(tag)>(WideColumns<int8_t>{codes, p.M, p.C}, p, begin, end); });
 }
 
 void sparse_linear_int4(const SparseLinearParams& p, int64_t begin, int64_t end) {
-  axpy(Int4Columns{static_cast<const uint8_t*>(p.weight), p.scale, p.M, p.C}, p, begin, end);
+  const uint8_t* packed = static_cast<const uint8_t*>(p.weight);
+  with_type(p.dtype, [&](auto tag) {
+    using T = decltype(tag);
+#if defined(__AVX512F__)
+    if (p.M == 1) return axpy<T>(Int4Words{packed, p.scale, p.M, p.C}, p, begin, end);
+#endif
+    axpy<T>(Int4Columns{packed, p.scale, p.M, p.C}, p, begin, end);
+  });
 }
 
 }  // namespace persimmon::cpu::PERSIMMON_ISA
