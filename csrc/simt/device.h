@@ -11,7 +11,21 @@
 // A statically sized array in shared memory; declared at the top of a kernel.
 #define SIMT_SHARED(type, name, count) __shared__ type name[count]
 
+// The dynamic shared memory of the launch; shared_region() names the parts of it.
+#define SIMT_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+
 namespace simt {
+
+// A pointer to elements in shared memory.
+template <class T>
+using Shared = T*;
+
+// The part of the dynamic shared memory that starts `offset` bytes into it and holds `count` elements. Regions do not
+// overlap; every thread names the same ones. The emulator gives each its own memory and checks every access.
+template <class T>
+SIMT_DEVICE Shared<T> shared_region(unsigned char* memory, size_t offset, int64_t /*count*/, const char* /*name*/) {
+  return reinterpret_cast<T*>(memory + offset);
+}
 
 using bf16 = __nv_bfloat16;
 using fp16 = __half;
@@ -73,16 +87,32 @@ SIMT_DEVICE float2 unpack2<fp16>(uint32_t word) {
 SIMT_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 SIMT_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
-// Starts `kernel` on `stream` and returns the launch's own error, which is cleared so that it is reported once.
+// Starts `kernel` on `stream` with `shared_bytes` of dynamic shared memory for each block, and returns the launch's own
+// error, which is cleared so that it is reported once.
 template <class... Params, class... Args>
-cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, const Args&... args) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = stream;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+cudaError_t launch_shared(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                          const Args&... args) {
+  constexpr size_t kGrantedBytes = 48 << 10;  // more must be asked for
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kGrantedBytes) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, args...);
+  }
   if (error != cudaSuccess) (void)cudaGetLastError();
   return error;
+}
+
+// The same for a kernel without dynamic shared memory.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, const Args&... args) {
+  return launch_shared(kernel, grid, block, 0, stream, args...);
 }
 
 }  // namespace simt

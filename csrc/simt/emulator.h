@@ -1,13 +1,16 @@
 // What a kernel sees under g++: CUDA's names, implemented by the emulator.
 #pragma once
 #include "runtime.h"
-#include "shared_array.h"
+#include "shared_memory.h"
 
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define SIMT_DEVICE inline
-#define SIMT_SHARED(type, name, count) static simt::SharedArray<type, count> name(#name)
+#define SIMT_SHARED(type, name, count)                                   \
+  static simt::SharedStorage name##_storage(#name, sizeof(type), count); \
+  const simt::Shared<type> name(name##_storage)
+#define SIMT_DYNAMIC_SHARED(name) constexpr simt::DynamicShared name
 
 #define threadIdx (simt::current_thread().index)
 #define blockIdx (simt::block_index())
@@ -64,7 +67,14 @@ inline void store16(void* address, uint4 value, const Where& where = Where::curr
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t, const Args&... args) {
-  run(grid, block, [&] { kernel(args...); });
+  run(grid, block, 0, [&] { kernel(args...); });
+  return cudaSuccess;
+}
+
+template <class... Params, class... Args>
+cudaError_t launch_shared(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+                          const Args&... args) {
+  run(grid, block, shared_bytes, [&] { kernel(args...); });
   return cudaSuccess;
 }
 

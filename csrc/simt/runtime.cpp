@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "shared_memory.h"
 
 namespace simt {
 namespace {
@@ -19,6 +20,7 @@ constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / 32;
 constexpr unsigned kMaxGridYZ = 65535;
 constexpr unsigned kMaxBlockZ = 64;
+constexpr size_t kMaxSharedBytes = 227 << 10;  // of a block on sm_90; sm_80 has 163 KB
 
 enum class State { kReady, kInBarrier, kInCollective, kExited };
 
@@ -40,7 +42,7 @@ struct Meeting {
 
 class Scheduler {
  public:
-  void run(dim3 grid, dim3 block, const std::function<void()>& body);
+  void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
   void barrier(const Where& where);
   void collective(uint32_t mask, const Collective& operation, void* argument, const Where& where);
   [[noreturn]] void thread_main();
@@ -236,7 +238,7 @@ void Scheduler::run_block() {
   switch_to(*pick());
 }
 
-void Scheduler::run(dim3 grid, dim3 block, const std::function<void()>& body) {
+void Scheduler::run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   if (current == nullptr) {
     caller_.fiber = std::make_unique<Fiber>();
     caller_.lane = caller_.warp = caller_.linear = -1;
@@ -249,6 +251,8 @@ void Scheduler::run(dim3 grid, dim3 block, const std::function<void()>& body) {
   const bool valid = threads > 0 && threads <= kMaxThreads && block.z <= kMaxBlockZ && blocks > 0 &&
                      grid.x <= INT32_MAX && grid.y <= kMaxGridYZ && grid.z <= kMaxGridYZ;
   if (!valid) fail("the grid or block size is outside CUDA's limits", Where::current());
+  if (shared_bytes > kMaxSharedBytes) fail("more dynamic shared memory than any GPU has", Where::current());
+  start_dynamic_shared(shared_bytes);
   threads_ = static_cast<int>(threads);
   warps_ = (threads_ + 31) / 32;
   block_size = block;
@@ -281,7 +285,9 @@ const dim3& block_size() { return scheduler.block_size; }
 const dim3& grid_size() { return scheduler.grid_size; }
 Clock current_clock() { return scheduler.clock(); }
 void set_seed(uint64_t seed) { scheduler.seed = seed; }
-void run(dim3 grid, dim3 block, const std::function<void()>& body) { scheduler.run(grid, block, body); }
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+  scheduler.run(grid, block, shared_bytes, body);
+}
 void block_barrier(const Where& where) { scheduler.barrier(where); }
 void warp_collective(uint32_t mask, const Collective& collective, void* argument, const Where& where) {
   scheduler.collective(mask, collective, argument, where);

@@ -25,8 +25,8 @@ const dim3& grid_size();
 // Order of threads and blocks. 0: in order. Odd: one warp runs as far ahead as it can. Even: uniformly random.
 void set_seed(uint64_t seed);
 
-// Runs `body` once for every thread of every block.
-void run(dim3 grid, dim3 block, const std::function<void()>& body);
+// Runs `body` once for every thread of every block, each with `shared_bytes` of dynamic shared memory.
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 // Prints what went wrong, where and in which thread, and ends the process with kErrorExit.
 inline constexpr int kErrorExit = 42;

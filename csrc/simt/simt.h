@@ -3,8 +3,8 @@
 //   g++ with SIMT_EMULATOR   emulator.h: the same names, run by an emulator on the CPU (the kernel tests);
 //   g++ without it           only cudaError_t, cudaStream_t and Dtype: what a binding needs to call a launcher.
 //
-// Rules for kernel authors: no raw asm, no <<<>>>, no vendor 16-bit intrinsics, shared memory only through SIMT_SHARED,
-// block sizes that are multiples of 32, no early return before a __syncthreads.
+// Rules for kernel authors: no raw asm, no <<<>>>, no vendor 16-bit intrinsics, shared memory only through SIMT_SHARED
+// and regions of SIMT_DYNAMIC_SHARED, block sizes that are multiples of 32, no early return before a __syncthreads.
 #pragma once
 #include <cstddef>
 #include <cstdint>

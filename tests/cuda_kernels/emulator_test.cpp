@@ -90,6 +90,18 @@ __global__ void index_past_end(float* out) {
   out[threadIdx.x] = 0.0f;
 }
 
+// Two regions of dynamic shared memory; kFirstCount of the 64 elements that the first needs.
+template <int kFirstCount>
+__global__ void swap_through_regions(float* out) {
+  SIMT_DYNAMIC_SHARED(memory);
+  const auto first = simt::shared_region<float>(memory, 0, kFirstCount, "first");
+  const auto second = simt::shared_region<double>(memory, 256, 64, "second");
+  first[threadIdx.x] = static_cast<float>(threadIdx.x);
+  second[threadIdx.x] = 100.0 + threadIdx.x;
+  __syncthreads();
+  out[threadIdx.x] = (first + 1)[62 - static_cast<int>(threadIdx.x)] + static_cast<float>(second[threadIdx.x]);
+}
+
 __global__ void half_block_waits() {
   if (threadIdx.x < 32) __syncthreads();
 }
@@ -144,6 +156,8 @@ void check_right_kernels() {
     for (int i = 0; i < 64; ++i) expect(lanes[i] == 496.0f, "warp_sum");
     simt::launch(read_unwritten, dim3(1), dim3(32), nullptr, out.data());
     for (int i = 0; i < 32; ++i) expect(out[i] != out[i], "unwritten shared memory is NaN");
+    simt::launch_shared(swap_through_regions<64>, dim3(2), dim3(64), 768, nullptr, lanes.data());
+    for (int i = 0; i < 64; ++i) expect(lanes[i] == 163.0f, "swap_through_regions");
     const simt::GlobalBuffer<int> numbers(24 * 30);
     for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = 0;
     simt::launch(number_threads, dim3(2, 3, 4), dim3(5, 3, 2), nullptr, numbers.data());
@@ -162,6 +176,13 @@ void check_wrong_kernels() {
   expect_error("race: ", [&] { simt::launch(store_after_read, one, two_warps, nullptr, o); });
   expect_error("index 32 is outside the shared array tile of 32",
                [&] { simt::launch(index_past_end, one, warp, nullptr, o); });
+  const auto regions = [&](auto kernel, size_t bytes) {
+    simt::launch_shared(kernel, one, two_warps, bytes, nullptr, o);
+  };
+  expect_error("index 63 is outside the shared array first of 63", [&] { regions(swap_through_regions<63>, 768); });
+  expect_error("exceeds the launch's dynamic shared memory", [&] { regions(swap_through_regions<64>, 767); });
+  expect_error("overlap", [&] { regions(swap_through_regions<65>, 768); });
+  expect_error("more dynamic shared memory than", [&] { regions(swap_through_regions<64>, 232449); });
   expect_error("divergent barrier", [&] { simt::launch(half_block_waits, one, two_warps, nullptr); });
   expect_error("divergent barrier", [&] { simt::launch(two_different_barriers, one, two_warps, nullptr); });
   expect_error("divergent collective", [&] { simt::launch(lanes_in_different_shuffles, one, warp, nullptr, o); });

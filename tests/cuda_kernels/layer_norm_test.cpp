@@ -1,19 +1,16 @@
 // layer_norm under the emulator against a float64 reference.
-//   layer_norm_test float32|float16|bfloat16|plan SEEDS
+// Cases: float32 float16 bfloat16 plan
 #include "cuda/layer_norm.cuh"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <string>
 #include <vector>
 
-#include "simt/global_buffer.h"
+#include "kernel_test.h"
 
 namespace {
 
+using kernel_test::expect;
+using kernel_test::fill_random;
+using kernel_test::Format;
 using persimmon::cuda::launch_layer_norm;
 using persimmon::cuda::LayerNormParams;
 using persimmon::cuda::plan_layer_norm;
@@ -21,32 +18,6 @@ using simt::Dtype;
 using simt::GlobalBuffer;
 
 constexpr float kEps = 1e-5f;
-int failures = 0;
-double worst_of_all = 0.0;  // in units of the allowed error
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::printf("MISMATCH: %s\n", what);
-  ++failures;
-}
-
-template <class T>
-struct Format;
-template <>
-struct Format<float> {
-  static constexpr Dtype kDtype = Dtype::kFloat32;
-  static constexpr double kRoundoff = 0x1p-24;
-};
-template <>
-struct Format<simt::fp16> {
-  static constexpr Dtype kDtype = Dtype::kFloat16;
-  static constexpr double kRoundoff = 0x1p-11;
-};
-template <>
-struct Format<simt::bf16> {
-  static constexpr Dtype kDtype = Dtype::kBFloat16;
-  static constexpr double kRoundoff = 0x1p-8;
-};
 
 struct Case {
   int64_t rows;
@@ -54,12 +25,6 @@ struct Case {
   double mean = 0.5;
   int misalign = 0;  // elements by which x misses a 16-byte boundary
 };
-
-template <class T>
-void fill_random(const GlobalBuffer<T>& buffer, double mean, std::mt19937& generator) {
-  std::normal_distribution<float> distribution(static_cast<float>(mean), 1.0f);
-  for (size_t i = 0; i < buffer.size(); ++i) buffer[i] = simt::from_float<T>(distribution(generator));
-}
 
 // The largest error in units of what is allowed: one rounding to T, plus the float32 arithmetic before it, whose error
 // grows with the mean that has to cancel. NaN counts as infinite.
@@ -100,13 +65,10 @@ void check_case(const Case& c, int seeds) {
     const GlobalBuffer<T> out(c.rows * c.columns);
     const LayerNormParams params{x.data(), weight.data(), bias.data(), out.data(), c.rows, c.columns, kEps};
     expect(launch_layer_norm(params, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
-    const double error = worst_error(x, weight, bias, out, c);
-    worst_of_all = std::max(worst_of_all, error);
-    if (!(error <= 1.0)) {
-      std::printf("MISMATCH: rows %lld columns %lld mean %g misalign %d seed %d: %.3g times the allowed error\n",
-                  static_cast<long long>(c.rows), static_cast<long long>(c.columns), c.mean, c.misalign, seed, error);
-      ++failures;
-    }
+    kernel_test::expect_error_below_one(worst_error(x, weight, bias, out, c),
+                                        "rows " + std::to_string(c.rows) + " columns " + std::to_string(c.columns) +
+                                            " mean " + std::to_string(c.mean) + " misalign " +
+                                            std::to_string(c.misalign) + " seed " + std::to_string(seed));
     out.check();
   }
 }
@@ -148,24 +110,9 @@ void check_plan() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string what = argc == 3 ? argv[1] : "";
-  const int seeds = argc == 3 ? std::atoi(argv[2]) : 0;
-  if (seeds < 1) {
-    std::fprintf(stderr, "usage: layer_norm_test float32|float16|bfloat16|plan SEEDS\n");
-    return 2;
-  }
-  if (what == "float32") {
-    check_dtype<float>(seeds);
-  } else if (what == "float16") {
-    check_dtype<simt::fp16>(seeds);
-  } else if (what == "bfloat16") {
-    check_dtype<simt::bf16>(seeds);
-  } else if (what == "plan") {
-    check_plan();
-  } else {
-    std::fprintf(stderr, "layer_norm_test: unknown test %s\n", what.c_str());
-    return 2;
-  }
-  std::printf("%s: %d failures, largest error %.2f of the allowed\n", what.c_str(), failures, worst_of_all);
-  return failures == 0 ? 0 : 1;
+  return kernel_test::run(argc, argv,
+                          {{"float32", check_dtype<float>},
+                           {"float16", check_dtype<simt::fp16>},
+                           {"bfloat16", check_dtype<simt::bf16>},
+                           {"plan", [](int) { check_plan(); }}});
 }
