@@ -18,7 +18,7 @@ test: $(VENV)/installed-test
 
 # The CUDA kernels under the CPU emulator, against a float64 reference: optimised, then with sanitizers.
 test-kernels: $(VENV)/installed
-	for sanitize in none address; do \
+	for sanitize in none address thread; do \
 	  folder=build/cuda_kernels-$$sanitize && \
 	  $(BIN)/cmake -G Ninja -S tests/cuda_kernels -B $$folder -DKERNEL_SANITIZE=$$sanitize \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) && \

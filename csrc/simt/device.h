@@ -87,6 +87,19 @@ SIMT_DEVICE float2 unpack2<fp16>(uint32_t word) {
 SIMT_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 SIMT_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
+// 16 bytes of shared memory; the address is a multiple of 16.
+template <class T>
+SIMT_DEVICE uint4 load_shared16(Shared<T> place) {
+  return *reinterpret_cast<const uint4*>(place);
+}
+
+// 2^x to 2 units in the last place; denormal results are zero. 2^-inf is 0.
+SIMT_DEVICE float fast_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Starts `kernel` on `stream` with `shared_bytes` of dynamic shared memory for each block, and returns the launch's own
 // error, which is cleared so that it is reported once.
 template <class... Params, class... Args>

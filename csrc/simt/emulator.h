@@ -1,5 +1,7 @@
 // What a kernel sees under g++: CUDA's names, implemented by the emulator.
 #pragma once
+#include "emulator_async.h"
+#include "emulator_warp.h"
 #include "runtime.h"
 #include "shared_memory.h"
 
@@ -19,37 +21,6 @@
 
 namespace simt {
 
-struct ShuffleArgument {
-  uint64_t value;  // in: the lane's value; out: the source lane's
-  int source;
-};
-
-inline void execute_shuffle(uint32_t mask, void* const (&arguments)[32]) {
-  uint64_t values[32];
-  for (int lane = 0; lane < 32; ++lane) {
-    const bool member = mask >> lane & 1u;
-    values[lane] = member ? static_cast<ShuffleArgument*>(arguments[lane])->value : ~uint64_t{0};  // absent lane: NaN
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1u)) continue;
-    auto* argument = static_cast<ShuffleArgument*>(arguments[lane]);
-    argument->value = values[argument->source & 31];
-  }
-}
-
-inline constexpr Collective kSyncWarp{"__syncwarp", true, [](uint32_t, void* const (&)[32]) {}};
-inline constexpr Collective kShuffle{"shuffle", false, execute_shuffle};
-
-template <class T>
-T shuffle(uint32_t mask, T value, int source, const Where& where) {
-  static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
-  ShuffleArgument argument{0, source};
-  std::memcpy(&argument.value, &value, sizeof(T));
-  warp_collective(mask, kShuffle, &argument, where);
-  std::memcpy(&value, &argument.value, sizeof(T));
-  return value;
-}
-
 inline void check_aligned(const void* address, const Where& where) {
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
     fail("a 16-byte access to an address that is not a multiple of 16", where);
@@ -64,6 +35,14 @@ inline void store16(void* address, uint4 value, const Where& where = Where::curr
   check_aligned(address, where);
   std::memcpy(address, &value, sizeof(value));
 }
+
+template <class T>
+uint4 load_shared16(Shared<T> place, const Where& where = Where::current()) {
+  uint4 value;
+  std::memcpy(&value, place.storage().read(place.offset(), sizeof(value), where), sizeof(value));
+  return value;
+}
+inline float fast_exp2(float x) { return std::exp2(x); }
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t, const Args&... args) {
@@ -81,10 +60,3 @@ cudaError_t launch_shared(void (*kernel)(Params...), dim3 grid, dim3 block, size
 }  // namespace simt
 
 inline void __syncthreads(const simt::Where& where = simt::Where::current()) { simt::block_barrier(where); }
-inline void __syncwarp(uint32_t mask = ~0u, const simt::Where& where = simt::Where::current()) {
-  simt::warp_collective(mask, simt::kSyncWarp, nullptr, where);
-}
-template <class T>
-T __shfl_xor_sync(uint32_t mask, T value, int lane_mask, const simt::Where& where = simt::Where::current()) {
-  return simt::shuffle(mask, value, simt::current_thread().lane ^ lane_mask, where);
-}

@@ -32,6 +32,14 @@ inline uint32_t __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
+template <class T>
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T max(T a, T b) {
+  return a < b ? b : a;
+}
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 
 namespace simt {

@@ -8,6 +8,9 @@
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
+#ifdef SIMT_THREAD_SANITIZER
+#include <sanitizer/tsan_interface.h>
+#endif
 
 extern "C" void simt_switch_stack(void** saved_stack_pointer, void* next_stack_pointer);
 
@@ -49,6 +52,9 @@ Fiber::Fiber() {
   pthread_getattr_np(pthread_self(), &attributes);
   pthread_attr_getstack(&attributes, &stack_low_, &stack_bytes_);
   pthread_attr_destroy(&attributes);
+#ifdef SIMT_THREAD_SANITIZER
+  sanitizer_fiber_ = __tsan_get_current_fiber();
+#endif
 }
 
 Fiber::Fiber(void (*entry)()) : stack_bytes_(kStackBytes) {
@@ -64,15 +70,25 @@ Fiber::Fiber(void (*entry)()) : stack_bytes_(kStackBytes) {
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
   stack_pointer_ = top;
+#ifdef SIMT_THREAD_SANITIZER
+  sanitizer_fiber_ = __tsan_create_fiber(0);
+#endif
 }
 
 Fiber::~Fiber() {
-  if (mapping_ != nullptr) munmap(mapping_, kStackBytes + kGuardBytes);
+  if (mapping_ == nullptr) return;
+  munmap(mapping_, kStackBytes + kGuardBytes);
+#ifdef SIMT_THREAD_SANITIZER
+  __tsan_destroy_fiber(sanitizer_fiber_);
+#endif
 }
 
 void Fiber::resume(Fiber& from) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(&from.sanitizer_stack_, stack_low_, stack_bytes_);
+#endif
+#ifdef SIMT_THREAD_SANITIZER
+  __tsan_switch_to_fiber(sanitizer_fiber_, __tsan_switch_to_fiber_no_sync);
 #endif
   simt_switch_stack(&from.stack_pointer_, stack_pointer_);
 #ifdef __SANITIZE_ADDRESS__

@@ -25,6 +25,7 @@ class Fiber {
   void* stack_low_ = nullptr;
   size_t stack_bytes_ = 0;
   void* sanitizer_stack_ = nullptr;  // AddressSanitizer's own stack of this fiber
+  void* sanitizer_fiber_ = nullptr;  // ThreadSanitizer's thread of this fiber
 };
 
 }  // namespace simt

@@ -1,4 +1,4 @@
-// The emulator's scheduler: fibers for the threads of a block, barriers, warp collectives, blocks one after the other.
+// The emulator's scheduler: fibers for the threads of a block, blocks one after the other, and the warp collectives.
 #include "runtime.h"
 
 #include <unistd.h>
@@ -10,24 +10,28 @@
 #include <utility>
 #include <vector>
 
+#include "async_copies.h"
+#include "barriers.h"
+#include "clocks.h"
 #include "fiber.h"
+#include "sanitizer.h"
 #include "shared_memory.h"
 
 namespace simt {
 namespace {
 
-constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / 32;
 constexpr unsigned kMaxGridYZ = 65535;
 constexpr unsigned kMaxBlockZ = 64;
 constexpr size_t kMaxSharedBytes = 227 << 10;  // of a block on sm_90; sm_80 has 163 KB
 
-enum class State { kReady, kInBarrier, kInCollective, kExited };
+constexpr const char* kReady = nullptr;
+constexpr const char* kExited = "has exited";
 
 struct EmulatedThread : Thread {
   std::unique_ptr<Fiber> fiber;
-  State state = State::kExited;
-  Where where;  // of the barrier or collective it waits in
+  const char* state = kExited;
+  Where where;  // of what it waits for
 };
 
 // A collective whose lanes are arriving. Masks that are in use at the same time in a warp have no lane in common, so
@@ -43,23 +47,23 @@ struct Meeting {
 class Scheduler {
  public:
   void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
-  void barrier(const Where& where);
   void collective(uint32_t mask, const Collective& operation, void* argument, const Where& where);
   [[noreturn]] void thread_main();
+  void suspend(const char* state, const Where& where);
+  void make_ready(int thread);
+  void give_way();
 
   uint64_t seed = 0;
   const EmulatedThread* current = nullptr;
   uint3 block_index{};
   dim3 block_size, grid_size;
-  Clock clock() const;
 
  private:
-  void start_block();
+  void check_launch(dim3 grid, dim3 block, size_t shared_bytes) const;
   void run_block();
   void switch_to(EmulatedThread& next);
-  void wait();
+  void run_others();
   EmulatedThread* pick();
-  void make_ready(EmulatedThread& thread);
   void shuffle_warps();
   uint64_t random();
   void print_threads() const;
@@ -70,15 +74,11 @@ class Scheduler {
   int threads_ = 0;
   int warps_ = 0;
   int alive_ = 0;
-  int in_barrier_ = 0;
-  Where barrier_where_;
-  uint64_t block_number_ = 0;
-  uint32_t block_barriers_ = 0;
-  uint32_t warp_barriers_[kMaxWarps] = {};
   uint32_t ready_[kMaxWarps] = {};  // lanes that can run, per warp
   int order_[kMaxWarps] = {};
   Meeting meetings_[kMaxWarps][32];
   uint64_t random_state_ = 1;
+  char block_start_ = 0, block_end_ = 0;  // order between blocks, for ThreadSanitizer
 };
 
 Scheduler scheduler;
@@ -99,23 +99,30 @@ void Scheduler::shuffle_warps() {
   for (int i = warps_ - 1; i > 0; --i) std::swap(order_[i], order_[random() % (i + 1)]);
 }
 
-void Scheduler::make_ready(EmulatedThread& thread) {
-  thread.state = State::kReady;
-  ready_[thread.warp] |= 1u << thread.lane;
+void Scheduler::make_ready(int thread) {
+  EmulatedThread& woken = pool_[thread];
+  woken.state = kReady;
+  ready_[woken.warp] |= 1u << woken.lane;
 }
 
 EmulatedThread* Scheduler::pick() {
+  constexpr int kCopyOdds = 16, kShuffleOdds = 512;
   const bool run_ahead = seed % 2 == 1;
-  if (seed != 0 && !run_ahead) std::swap(order_[0], order_[random() % warps_]);
-  if (run_ahead && random() % 512 == 0) shuffle_warps();
-  for (int i = 0; i < warps_; ++i) {
-    const int warp = order_[i];
-    if (ready_[warp] == 0) continue;
-    const int first = seed != 0 ? static_cast<int>(random() % 32) : 0;
-    const int lane = (std::countr_zero(std::rotr(ready_[warp], first)) + first) % 32;
-    ready_[warp] &= ~(1u << lane);
-    return &pool_[warp * 32 + lane];
+  if (seed != 0 && !run_ahead) {
+    std::swap(order_[0], order_[random() % warps_]);
+    if (random() % kCopyOdds == 0) finish_bulk_copy(random());
   }
+  if (run_ahead && random() % kShuffleOdds == 0) shuffle_warps();
+  do {
+    for (int i = 0; i < warps_; ++i) {
+      const int warp = order_[i];
+      if (ready_[warp] == 0) continue;
+      const int first = seed != 0 ? static_cast<int>(random() % 32) : 0;
+      const int lane = (std::countr_zero(std::rotr(ready_[warp], first)) + first) % 32;
+      ready_[warp] &= ~(1u << lane);
+      return &pool_[warp * 32 + lane];
+    }
+  } while (finish_bulk_copy(random()));  // as late as possible: when every thread waits
   return nullptr;
 }
 
@@ -130,19 +137,16 @@ void Scheduler::print_threads() const {
   for (int i = 0; i < threads_; ++i) {
     const EmulatedThread& thread = pool_[i];
     const bool as_before = i % 32 != 0 && thread.state == pool_[i - 1].state &&
-                           (thread.state == State::kExited || thread.where.line() == pool_[i - 1].where.line());
+                           (thread.state == kExited || thread.where.line() == pool_[i - 1].where.line());
     if (as_before) continue;
-    const char* state = thread.state == State::kExited      ? "has exited"
-                        : thread.state == State::kInBarrier ? "waits at __syncthreads"
-                                                            : "waits in a warp collective";
-    std::fprintf(stderr, "  from thread %d on: %s", i, state);
-    if (thread.state != State::kExited) std::fprintf(stderr, ", %s:%u", thread.where.file_name(), thread.where.line());
+    std::fprintf(stderr, "  from thread %d on: %s", i, thread.state == kReady ? "can run" : thread.state);
+    if (thread.state != kExited) std::fprintf(stderr, ", %s:%u", thread.where.file_name(), thread.where.line());
     std::fputc('\n', stderr);
   }
 }
 
 // The current thread cannot go on: runs the others until it can.
-void Scheduler::wait() {
+void Scheduler::run_others() {
   EmulatedThread* next = pick();
   if (next == nullptr) {
     print_threads();
@@ -151,28 +155,24 @@ void Scheduler::wait() {
   switch_to(*next);
 }
 
-void Scheduler::barrier(const Where& where) {
+void Scheduler::suspend(const char* state, const Where& where) {
   EmulatedThread& self = pool_[current->linear];
+  // A barrier that the thread itself completes has made it ready already.
+  const bool ready = ready_[self.warp] >> self.lane & 1u;
+  if (!ready) self.state = state;
   self.where = where;
-  if (alive_ < threads_) fail("divergent barrier: __syncthreads after threads of the block have exited", where);
-  if (in_barrier_ > 0 && barrier_where_.line() != where.line()) {
-    print_threads();
-    fail("divergent barrier: threads of a block wait at different __syncthreads", where);
-  }
-  self.state = State::kInBarrier;
-  barrier_where_ = where;
-  if (++in_barrier_ == threads_) {
-    in_barrier_ = 0;
-    ++block_barriers_;
-    for (int i = 0; i < threads_; ++i) make_ready(pool_[i]);
-    if (seed != 0) shuffle_warps();
-  }
-  wait();
+  run_others();
+}
+
+void Scheduler::give_way() {
+  if (seed == 0) return;
+  shuffle_warps();
+  make_ready(current->linear);
+  run_others();
 }
 
 void Scheduler::collective(uint32_t mask, const Collective& operation, void* argument, const Where& where) {
-  EmulatedThread& self = pool_[current->linear];
-  self.where = where;
+  const Thread& self = *current;
   if (!(mask >> self.lane & 1u)) fail("the calling lane is not in the mask of its warp collective", where);
   Meeting& meeting = meetings_[self.warp][std::countr_zero(mask)];
   if (meeting.arrived == 0) {
@@ -186,40 +186,42 @@ void Scheduler::collective(uint32_t mask, const Collective& operation, void* arg
   }
   meeting.arguments[self.lane] = argument;
   meeting.arrived |= 1u << self.lane;
-  self.state = State::kInCollective;
+  if (operation.orders_memory) publish_to(&meeting);
   if (meeting.arrived == mask) {
     operation.execute(mask, meeting.arguments);
     meeting.arrived = 0;
-    if (operation.orders_memory) ++warp_barriers_[self.warp];
-    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) make_ready(pool_[self.warp * 32 + std::countr_zero(rest)]);
+    if (operation.orders_memory) synchronise_lanes(self.warp * 32, mask);
+    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) make_ready(self.warp * 32 + std::countr_zero(rest));
   }
-  wait();
+  suspend("waits in a warp collective", where);
+  if (operation.orders_memory) learn_from(&meeting);
 }
 
 void Scheduler::thread_main() {
   for (;;) {
+    learn_from(&block_start_);
     (*body_)();
+    publish_to(&block_end_);
     EmulatedThread& self = pool_[current->linear];
-    self.state = State::kExited;
-    --alive_;
-    if (in_barrier_ > 0) fail("divergent barrier: a thread exits while others wait at __syncthreads", barrier_where_);
-    if (alive_ == 0) {
+    leave_barriers();
+    check_copies_of_exiting_thread();
+    self.state = kExited;
+    if (--alive_ == 0) {
       switch_to(caller_);
     } else {
-      wait();
+      run_others();
     }
   }
 }
 
-void Scheduler::start_block() {
-  ++block_number_;
-  block_barriers_ = 0;
-  in_barrier_ = 0;
+void Scheduler::run_block() {
+  start_clocks(threads_);
+  start_barriers(threads_);
+  start_copies(threads_);
   alive_ = threads_;
   for (int warp = 0; warp < warps_; ++warp) {
     order_[warp] = warp;
     ready_[warp] = 0;
-    warp_barriers_[warp] = 0;
   }
   if (seed != 0) shuffle_warps();
   for (int i = 0; i < threads_; ++i) {
@@ -229,13 +231,22 @@ void Scheduler::start_block() {
     thread.linear = i;
     thread.lane = i % 32;
     thread.warp = i / 32;
-    make_ready(thread);
+    make_ready(i);
   }
+  publish_to(&block_start_);
+  switch_to(*pick());
+  learn_from(&block_end_);
+  check_copies_of_finished_block();
 }
 
-void Scheduler::run_block() {
-  start_block();
-  switch_to(*pick());
+void Scheduler::check_launch(dim3 grid, dim3 block, size_t shared_bytes) const {
+  if (current != &caller_) fail("a kernel was launched from inside a kernel", Where::current());
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  const bool valid = threads > 0 && threads <= kMaxThreads && block.z <= kMaxBlockZ && blocks > 0 &&
+                     grid.x <= INT32_MAX && grid.y <= kMaxGridYZ && grid.z <= kMaxGridYZ;
+  if (!valid) fail("the grid or block size is outside CUDA's limits", Where::current());
+  if (shared_bytes > kMaxSharedBytes) fail("more dynamic shared memory than any GPU has", Where::current());
 }
 
 void Scheduler::run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
@@ -245,15 +256,9 @@ void Scheduler::run(dim3 grid, dim3 block, size_t shared_bytes, const std::funct
     current = &caller_;
     pool_.resize(kMaxThreads);
   }
-  if (current != &caller_) fail("a kernel was launched from inside a kernel", Where::current());
-  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  const bool valid = threads > 0 && threads <= kMaxThreads && block.z <= kMaxBlockZ && blocks > 0 &&
-                     grid.x <= INT32_MAX && grid.y <= kMaxGridYZ && grid.z <= kMaxGridYZ;
-  if (!valid) fail("the grid or block size is outside CUDA's limits", Where::current());
-  if (shared_bytes > kMaxSharedBytes) fail("more dynamic shared memory than any GPU has", Where::current());
+  check_launch(grid, block, shared_bytes);
   start_dynamic_shared(shared_bytes);
-  threads_ = static_cast<int>(threads);
+  threads_ = static_cast<int>(block.x * block.y * block.z);
   warps_ = (threads_ + 31) / 32;
   block_size = block;
   grid_size = grid;
@@ -263,10 +268,10 @@ void Scheduler::run(dim3 grid, dim3 block, size_t shared_bytes, const std::funct
     if (pool_[i].fiber == nullptr) pool_[i].fiber = std::make_unique<Fiber>(fiber_entry);
   }
 
-  std::vector<uint64_t> order(blocks);
+  std::vector<uint64_t> order(uint64_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), uint64_t{0});
   if (seed != 0) {
-    for (uint64_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
+    for (uint64_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
   }
   for (const uint64_t number : order) {
     block_index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
@@ -275,21 +280,23 @@ void Scheduler::run(dim3 grid, dim3 block, size_t shared_bytes, const std::funct
   }
 }
 
-Clock Scheduler::clock() const { return {block_number_, block_barriers_, warp_barriers_[current->warp]}; }
-
 }  // namespace
 
 const Thread& current_thread() { return *scheduler.current; }
 const uint3& block_index() { return scheduler.block_index; }
 const dim3& block_size() { return scheduler.block_size; }
 const dim3& grid_size() { return scheduler.grid_size; }
-Clock current_clock() { return scheduler.clock(); }
 void set_seed(uint64_t seed) { scheduler.seed = seed; }
+void suspend(const char* state, const Where& where) { scheduler.suspend(state, where); }
+void make_ready(int thread) { scheduler.make_ready(thread); }
+void give_way() { scheduler.give_way(); }
+
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   scheduler.run(grid, block, shared_bytes, body);
 }
-void block_barrier(const Where& where) { scheduler.barrier(where); }
+
 void warp_collective(uint32_t mask, const Collective& collective, void* argument, const Where& where) {
+  const EmulatorSection section;
   scheduler.collective(mask, collective, argument, where);
 }
 

@@ -1,5 +1,5 @@
-// Interface of the emulator's runtime: what emulator.h and the tests call. One launch runs at a time per process; every
-// CUDA thread is a fiber, so a kernel runs in one OS thread and a seed repeats its schedule exactly.
+// Interface of the emulator's runtime. One launch runs at a time per process; every CUDA thread is a fiber, so a kernel
+// runs in one OS thread and a seed repeats its schedule exactly.
 #pragma once
 #include <functional>
 #include <source_location>
@@ -9,6 +9,8 @@
 namespace simt {
 
 using Where = std::source_location;
+
+inline constexpr int kMaxThreads = 1024;
 
 struct Thread {
   uint3 index;
@@ -32,7 +34,10 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 inline constexpr int kErrorExit = 42;
 [[noreturn]] void fail(const char* what, const Where& where);
 
+// __syncthreads, and the barriers 1 to 15 among `threads` of the block's threads: waiting for them, or only arriving.
 void block_barrier(const Where& where);
+void named_barrier_sync(int barrier, int threads, const Where& where = Where::current());
+void named_barrier_arrive(int barrier, int threads, const Where& where = Where::current());
 
 // An operation that the lanes of a mask do together: when the last of them arrives, `execute` gets every lane's
 // argument.
@@ -43,13 +48,11 @@ struct Collective {
 };
 void warp_collective(uint32_t mask, const Collective& collective, void* argument, const Where& where);
 
-// Logical clocks for the race check of shared memory: they count the barriers passed by the block and the
-// memory-ordering warp collectives passed by the current warp; `block` identifies the block that runs.
-struct Clock {
-  uint64_t block;
-  uint32_t block_barriers;
-  uint32_t warp_barriers;
-};
-Clock current_clock();
+// For operations that make threads wait: suspends the current thread until some other calls make_ready with its number.
+// `state` says in a report of a deadlock what it does, such as "waits at __syncthreads".
+void suspend(const char* state, const Where& where);
+void make_ready(int thread);
+// Lets other threads overtake the current one, where the schedule is not that of seed 0.
+void give_way();
 
 }  // namespace simt

@@ -4,36 +4,30 @@
 #include <cstdlib>
 #include <new>
 
+#include "sanitizer.h"
+
 namespace simt {
 namespace {
 
 constexpr size_t kAlignment = 1024;  // what the swizzled tiles of bulk copies need
 
-// True where `earlier` happened before what the current thread does now.
-bool ordered(const AccessRecord& earlier, const Clock& now) {
-  const Thread& thread = current_thread();
-  if (earlier.thread == AccessRecord::kNobody || earlier.thread == thread.linear) return true;
-  if (earlier.block_barriers < now.block_barriers) return true;
-  return earlier.warp == thread.warp && earlier.warp_barriers < now.warp_barriers;
+// Adds the current thread's read to those since the last write; what happened before it is implied by it.
+void note_read(Instant& latest, std::unique_ptr<std::vector<Instant>>& others) {
+  if (!has_happened(latest)) {
+    if (others == nullptr) others = std::make_unique<std::vector<Instant>>();
+    others->push_back(latest);
+  }
+  if (others != nullptr) std::erase_if(*others, has_happened);
+  latest = current_instant();
 }
 
-void note(AccessRecord& record, const Clock& now) {
-  const Thread& thread = current_thread();
-  const bool same_phase = record.thread != AccessRecord::kNobody && record.block_barriers == now.block_barriers;
-  const bool joins = same_phase && record.thread != thread.linear && !ordered(record, now);
-  record.thread = joins ? AccessRecord::kSeveral : thread.linear;
-  record.warp = joins && record.warp != thread.warp ? AccessRecord::kSeveral : thread.warp;
-  record.block_barriers = now.block_barriers;
-  record.warp_barriers = now.warp_barriers;
-}
-
-[[noreturn]] void fail_race(const char* access, const AccessRecord& other, const char* name, int64_t index,
+[[noreturn]] void fail_race(const char* access, const char* name, int64_t index, const Instant& other,
                             const Where& where) {
-  char other_thread[32] = "several threads";
-  if (other.thread >= 0) std::snprintf(other_thread, sizeof(other_thread), "thread %d", other.thread);
+  char actor[64] = "an asynchronous copy that was not waited for";
+  if (other.actor < kMaxThreads) std::snprintf(actor, sizeof(actor), "an access by thread %d", other.actor);
   char message[256];
-  std::snprintf(message, sizeof(message), "race: %s of %s[%lld] is not separated by a barrier from an access by %s",
-                access, name, static_cast<long long>(index), other_thread);
+  std::snprintf(message, sizeof(message), "race: %s of %s[%lld] is not separated by a barrier from %s", access, name,
+                static_cast<long long>(index), actor);
   fail(message, where);
 }
 
@@ -51,55 +45,117 @@ size_t dynamic_bytes = 0;
 void SharedStorage::Free::operator()(void* memory) const { std::free(memory); }
 
 SharedStorage::SharedStorage(const char* name, size_t element_bytes, int64_t count)
-    : name_(name), element_bytes_(element_bytes), count_(count), elements_(count) {
+    : name_(name), element_bytes_(static_cast<int64_t>(element_bytes)), count_(count), elements_(count) {
   const size_t bytes = (element_bytes * count + kAlignment - 1) / kAlignment * kAlignment;
   bytes_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, bytes)));
   if (bytes_ == nullptr) throw std::bad_alloc();
 }
 
 void SharedStorage::reset_for_new_block() {
-  const uint64_t running = current_clock().block;
-  if (block_ == running) return;
-  block_ = running;
+  if (block_ == current_block()) return;
+  block_ = current_block();
   std::memset(bytes_.get(), 0xff, element_bytes_ * count_);
-  for (Element& element : elements_) element = Element{};
+  for (Element& element : elements_) element.restart(Instant{}, false);
 }
 
-void SharedStorage::check_bounds(int64_t index, int64_t count, const Where& where) const {
-  if (index >= 0 && index + count <= count_) return;
+SharedStorage::Range SharedStorage::begin_access(int64_t index, int64_t bytes, const Where& where) {
+  const Range range{index, index + (bytes + element_bytes_ - 1) / element_bytes_};
+  if (index < 0 || range.end > count_) {
+    char message[256];
+    std::snprintf(message, sizeof(message), "index %lld is outside the shared array %s of %lld elements",
+                  static_cast<long long>(index < 0 ? index : range.end - 1), name_, static_cast<long long>(count_));
+    fail(message, where);
+  }
+  if (index * element_bytes_ % bytes != 0) {
+    char message[256];
+    std::snprintf(message, sizeof(message), "an access of %lld bytes to %s[%lld] is not aligned",
+                  static_cast<long long>(bytes), name_, static_cast<long long>(index));
+    fail(message, where);
+  }
+  reset_for_new_block();
+  return range;
+}
+
+void SharedStorage::check_landed(int64_t index, const Where& where) const {
+  if (!elements_[index].in_flight) return;
   char message[256];
-  std::snprintf(message, sizeof(message), "index %lld is outside the shared array %s of %lld elements",
-                static_cast<long long>(index < 0 ? index : index + count - 1), name_, static_cast<long long>(count_));
+  std::snprintf(message, sizeof(message), "%s[%lld] is used before an asynchronous copy into it was waited for", name_,
+                static_cast<long long>(index));
   fail(message, where);
 }
 
-const void* SharedStorage::read(int64_t index, int64_t count, const Where& where) {
-  check_bounds(index, count, where);
-  reset_for_new_block();
-  const Clock now = current_clock();
-  for (int64_t i = index; i < index + count; ++i) {
-    Element& element = elements_[i];
-    if (!ordered(element.write, now)) fail_race("read", element.write, name_, i, where);
-    note(element.read, now);
+void SharedStorage::check_after_write(const char* access, int64_t index, const Where& where) const {
+  check_landed(index, where);
+  const Instant& write = elements_[index].write;
+  if (!has_happened(write)) fail_race(access, name_, index, write, where);
+}
+
+void SharedStorage::check_after_all(const char* access, int64_t index, const Where& where) const {
+  check_after_write(access, index, where);
+  const Element& element = elements_[index];
+  if (!has_happened(element.read)) fail_race(access, name_, index, element.read, where);
+  if (element.reads == nullptr) return;
+  for (const Instant& read : *element.reads) {
+    if (!has_happened(read)) fail_race(access, name_, index, read, where);
+  }
+}
+
+const void* SharedStorage::read(int64_t index, int64_t bytes, const Where& where) {
+  const EmulatorSection section;
+  const Range range = begin_access(index, bytes, where);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    check_after_write("read", i, where);
+    note_read(elements_[i].read, elements_[i].reads);
   }
   return address(index);
 }
 
-void* SharedStorage::write(int64_t index, int64_t count, const Where& where) {
-  check_bounds(index, count, where);
-  reset_for_new_block();
-  const Clock now = current_clock();
-  for (int64_t i = index; i < index + count; ++i) {
-    Element& element = elements_[i];
-    if (!ordered(element.write, now)) fail_race("write", element.write, name_, i, where);
-    if (!ordered(element.read, now)) fail_race("write", element.read, name_, i, where);
-    note(element.write, now);
+void* SharedStorage::write(int64_t index, int64_t bytes, const Where& where) {
+  const EmulatorSection section;
+  const Range range = begin_access(index, bytes, where);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    check_after_all("write", i, where);
+    elements_[i].restart(current_instant(), false);
+  }
+  return address(index);
+}
+
+void SharedStorage::start_copy(int64_t index, int64_t bytes, const Where& where) {
+  const EmulatorSection section;
+  const Range range = begin_access(index, bytes, where);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    check_after_all("asynchronous write", i, where);
+    elements_[i].restart(Instant{}, true);
+  }
+}
+
+void SharedStorage::land(int64_t index, const void* data, int64_t bytes, const Instant& instant) {
+  std::memcpy(address(index), data, bytes);
+  for (int64_t i = index; i * element_bytes_ < index * element_bytes_ + bytes; ++i) {
+    elements_[i].restart(instant, false);
+  }
+}
+
+const void* SharedStorage::read_by_async_proxy(int64_t index, int64_t bytes, const Where& where) {
+  const EmulatorSection section;
+  const Range range = begin_access(index, bytes, where);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    check_after_write("asynchronous read", i, where);
+    if (!is_fenced(elements_[i].write)) {
+      char message[256];
+      std::snprintf(message, sizeof(message),
+                    "%s[%lld] is read by an asynchronous unit without fence_async_proxy after its write", name_,
+                    static_cast<long long>(i));
+      fail(message, where);
+    }
+    note_read(elements_[i].read, elements_[i].reads);
   }
   return address(index);
 }
 
 SharedStorage& dynamic_region(size_t offset, size_t element_bytes, int64_t count, const char* name,
                               const Where& where) {
+  const EmulatorSection section;
   const size_t bytes = element_bytes * count;
   for (const Region& region : regions) {
     if (region.offset == offset && region.bytes == bytes && region.element_bytes == element_bytes)

@@ -1,49 +1,65 @@
 // Shared memory of the emulator: arrays whose every access is checked for bounds and for races.
 //
-// An array starts each block as NaN (all bits set). Each element remembers who last wrote and read it, and at which
-// barrier clock; two accesses by different threads, one of them a write, with no barrier between them are an error
-// whatever the schedule was. So a missing barrier is found by any seed, also where the values happen to come out right.
+// An array starts each block as NaN (all bits set). Each element remembers when it was last written and by whom it was
+// read since; two accesses of which neither happened before the other, one of them a write, are an error whatever the
+// schedule was. So a missing barrier is found by any seed, also where the values happen to come out right.
 #pragma once
 #include <memory>
 #include <vector>
 
-#include "runtime.h"
+#include "clocks.h"
 
 namespace simt {
-
-// The last accesses of one kind (read or write) to an element.
-struct AccessRecord {
-  static constexpr int kNobody = -1;
-  static constexpr int kSeveral = -2;
-  uint32_t block_barriers = 0;
-  uint32_t warp_barriers = 0;
-  int thread = kNobody;  // linear index, kNobody or kSeveral
-  int warp = kNobody;
-};
 
 // One array: the bytes, and a record for every element.
 class SharedStorage {
  public:
   SharedStorage(const char* name, size_t element_bytes, int64_t count);
 
-  // Check and note an access to `count` elements from `index` on; return the address of the first.
-  const void* read(int64_t index, int64_t count, const Where& where);
-  void* write(int64_t index, int64_t count, const Where& where);
+  // Check and note an access to `bytes` bytes, whole elements from `index` on; return the address of the first.
+  const void* read(int64_t index, int64_t bytes, const Where& where);
+  void* write(int64_t index, int64_t bytes, const Where& where);
+
+  // The same for a write that an asynchronous copy will make. Until land() the elements may not be accessed; from then
+  // on they count as written at the `instant`.
+  void start_copy(int64_t index, int64_t bytes, const Where& where);
+  void land(int64_t index, const void* data, int64_t bytes, const Instant& instant);
+
+  // The same for a read by an asynchronous unit, which also needs a fence after writes of threads.
+  const void* read_by_async_proxy(int64_t index, int64_t bytes, const Where& where);
+
+  const char* name() const { return name_; }
 
  private:
   struct Element {
-    AccessRecord read, write;
+    Instant write;
+    Instant read;                                 // the latest
+    std::unique_ptr<std::vector<Instant>> reads;  // earlier ones that did not happen before it
+    bool in_flight = false;
+
+    void restart(const Instant& written, bool copying) {
+      write = written;
+      read = Instant{};
+      reads.reset();
+      in_flight = copying;
+    }
   };
   struct Free {
     void operator()(void* memory) const;
   };
+  struct Range {
+    int64_t begin, end;
+  };
 
-  void check_bounds(int64_t index, int64_t count, const Where& where) const;
+  Range begin_access(int64_t index, int64_t bytes, const Where& where);
+  void check_landed(int64_t index, const Where& where) const;
+  void check_after_write(const char* access, int64_t index, const Where& where) const;
+  void check_after_all(const char* access, int64_t index, const Where& where) const;
   void reset_for_new_block();
-  char* address(int64_t index) const { return bytes_.get() + index * static_cast<int64_t>(element_bytes_); }
+  char* address(int64_t index) const { return bytes_.get() + index * element_bytes_; }
 
   const char* const name_;
-  const size_t element_bytes_;
+  const int64_t element_bytes_;
   const int64_t count_;
   uint64_t block_ = 0;  // no block has number 0
   std::unique_ptr<char, Free> bytes_;
@@ -70,11 +86,11 @@ class Shared {
         : storage_(storage), index_(index), where_(where) {}
     operator T() const {  // NOLINT(google-explicit-constructor): reads like the element itself
       T value;
-      std::memcpy(&value, storage_.read(index_, 1, where_), sizeof(T));
+      std::memcpy(&value, storage_.read(index_, sizeof(T), where_), sizeof(T));
       return value;
     }
     const Element& operator=(T value) const {
-      std::memcpy(storage_.write(index_, 1, where_), &value, sizeof(T));
+      std::memcpy(storage_.write(index_, sizeof(T), where_), &value, sizeof(T));
       return *this;
     }
 
@@ -88,6 +104,10 @@ class Shared {
 
   Element operator[](Index index) const { return Element(*storage_, offset_ + index.value, index.where); }
   Shared operator+(int64_t elements) const { return Shared(*storage_, offset_ + elements); }
+
+  // For the wrappers of instructions.
+  SharedStorage& storage() const { return *storage_; }
+  int64_t offset() const { return offset_; }
 
  private:
   SharedStorage* storage_;

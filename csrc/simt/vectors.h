@@ -64,4 +64,18 @@ cudaError_t with_element_type(Dtype dtype, const Function& function) {
   return cudaErrorInvalidValue;
 }
 
+// The same for the element types of the tensor cores.
+template <class Function>
+cudaError_t with_16bit_type(Dtype dtype, const Function& function) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return function(TypeTag<fp16>{});
+    case Dtype::kBFloat16:
+      return function(TypeTag<bf16>{});
+    case Dtype::kFloat32:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace simt

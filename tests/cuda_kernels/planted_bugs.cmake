@@ -22,7 +22,8 @@ function(add_planted_bug name)
   add_executable(${target} $<TARGET_OBJECTS:${BUG_KERNEL}_driver> "${planted}")
   target_include_directories(${target} PRIVATE "${csrc}/cuda")  # the kernel's own header
   target_link_libraries(${target} PRIVATE simt)
-  target_compile_options(${target} PRIVATE -Wno-unused-variable -Wno-unused-but-set-variable)
+  target_compile_options(${target} PRIVATE -Wno-unused-variable -Wno-unused-but-set-variable
+                         -Wno-unused-parameter)
   add_test(NAME ${target} COMMAND ${target} ${BUG_CASE} 1)
   set_tests_properties(${target} PROPERTIES PASS_REGULAR_EXPRESSION "${BUG_REPORT}")
 endfunction()

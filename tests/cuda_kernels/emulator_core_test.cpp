@@ -1,50 +1,10 @@
-// The emulator's own tests: small kernels, right and wrong. A wrong one runs in a child process, which must end with
-// the emulator's error code and the expected words.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
-#include <functional>
-#include <string>
-
-#include "simt/global_buffer.h"
-#include "simt/simt.h"
+// The emulator's own tests: threads, barriers, warp collectives, shared and global memory.
+#include "emulator_test.h"
 
 namespace {
 
-int failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("MISMATCH: %s\n", what.c_str());
-  ++failures;
-}
-
-// Runs `test` in a child and expects the error `words`, under several schedules.
-void expect_error(const char* words, const std::function<void()>& test) {
-  for (int seed = 0; seed < 8; ++seed) {
-    int ends[2];
-    if (pipe(ends) != 0) return expect(false, "pipe failed");
-    const pid_t child = fork();
-    if (child == 0) {
-      dup2(ends[1], STDERR_FILENO);
-      close(ends[0]);
-      simt::set_seed(seed);
-      test();
-      _exit(0);
-    }
-    close(ends[1]);
-    std::string output;
-    char chunk[1024];
-    for (ssize_t n = 0; (n = read(ends[0], chunk, sizeof(chunk))) > 0;) output.append(chunk, n);
-    close(ends[0]);
-    int status = 0;
-    waitpid(child, &status, 0);
-    const bool stopped = WIFEXITED(status) && WEXITSTATUS(status) == simt::kErrorExit;
-    expect(stopped && output.find(words) != std::string::npos,
-           std::string("expected the error '") + words + "' with seed " + std::to_string(seed) + ", got: " + output);
-  }
-}
+using emulator_test::expect;
+using emulator_test::expect_error;
 
 // Blocks of 96 threads reverse their part of `in` through shared memory.
 __global__ void reverse(const float* in, float* out) {
@@ -132,6 +92,59 @@ __global__ void lane_outside_mask(float* out) { out[threadIdx.x] = __shfl_xor_sy
 
 __global__ void sum_lanes(float* out) { out[threadIdx.x] = simt::warp_sum(static_cast<float>(threadIdx.x % 32)); }
 
+// Every warp function once; a warp writes kWarpResults values a lane.
+constexpr int kWarpResults = 8;
+__global__ void warp_functions(int* out) {
+  const int lane = threadIdx.x;
+  const auto put = [&](int which, int value) { out[lane * kWarpResults + which] = value; };
+  put(0, __shfl_sync(~0u, 3 * lane, 5));
+  put(1, __shfl_up_sync(~0u, lane, 1));
+  put(2, __shfl_down_sync(~0u, lane, 2));
+  put(3, static_cast<int>(__ballot_sync(~0u, lane % 3 == 0)));
+  put(4, __any_sync(~0u, lane == 31) + 2 * __any_sync(~0u, lane == 32));
+  put(5, __all_sync(~0u, lane < 32) + 2 * __all_sync(~0u, lane < 31));
+  put(6, static_cast<int>(__match_any_sync(~0u, lane / 8)));
+  if (lane < 8) {
+    put(7, static_cast<int>(__ballot_sync(0xffu, lane % 2)));
+  } else {
+    put(7, __popc(0xf0f0u) + 100 * __ffs(lane) + 10000 * __clz(lane));
+  }
+}
+
+// The halves of a block synchronise separately, and then thread 0 waits for a signal of the last warp.
+template <bool kWait>
+__global__ void named_barriers(float* out) {
+  SIMT_SHARED(float, tile, 128);
+  SIMT_SHARED(float, last, 1);
+  const int half = threadIdx.x / 64, in_half = threadIdx.x % 64, warp = threadIdx.x / 32;
+  tile[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (kWait) simt::named_barrier_sync(1 + half, 64);
+  const float value = tile[half * 64 + 63 - in_half];
+  if (threadIdx.x == 127) last[0] = 5.0f;
+  if (warp == 3) simt::named_barrier_arrive(3, 64);
+  float signal = 0.0f;
+  if (warp == 0) {
+    simt::named_barrier_sync(3, 64);
+    signal = last[0];
+  }
+  out[threadIdx.x] = value + signal;
+}
+
+template <int kBarrier, int kThreads>
+__global__ void wait_at_named_barrier() {
+  simt::named_barrier_sync(kBarrier, kThreads);
+}
+
+// Threads exchange values through global memory, which only ThreadSanitizer watches.
+template <bool kWait>
+__global__ void reverse_in_global_memory(float* values) {
+  values[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (kWait) __syncthreads();
+  const float value = values[63 - threadIdx.x];
+  __syncthreads();
+  values[threadIdx.x] = value;
+}
+
 __global__ void load_vector(const float* in, float* out, int offset) { simt::store16(out, simt::load16(in + offset)); }
 
 __global__ void store_at(float* out, int64_t index) { out[index] = 1.0f; }
@@ -144,7 +157,7 @@ __global__ void number_threads(int* out) {
 }
 
 void check_right_kernels() {
-  for (int seed = 0; seed < 8; ++seed) {
+  for (int seed = 0; seed < emulator_test::kSeeds; ++seed) {
     simt::set_seed(seed);
     const simt::GlobalBuffer<float> in(288), out(288), lanes(64);
     for (int i = 0; i < 288; ++i) in[i] = static_cast<float>(i);
@@ -158,6 +171,28 @@ void check_right_kernels() {
     for (int i = 0; i < 32; ++i) expect(out[i] != out[i], "unwritten shared memory is NaN");
     simt::launch_shared(swap_through_regions<64>, dim3(2), dim3(64), 768, nullptr, lanes.data());
     for (int i = 0; i < 64; ++i) expect(lanes[i] == 163.0f, "swap_through_regions");
+    simt::launch(reverse_in_global_memory<true>, dim3(1), dim3(64), nullptr, lanes.data());
+    for (int i = 0; i < 64; ++i) expect(lanes[i] == static_cast<float>(63 - i), "reverse_in_global_memory");
+    const simt::GlobalBuffer<int> results(32 * kWarpResults);
+    simt::launch(warp_functions, dim3(1), dim3(32), nullptr, results.data());
+    for (int lane = 0; lane < 32; ++lane) {
+      const int last = lane < 8 ? 0xaa : 8 + 100 * (__builtin_ctz(lane) + 1) + 10000 * __builtin_clz(lane);
+      const int want[] = {15,
+                          std::max(lane - 1, 0),
+                          lane + 2 < 32 ? lane + 2 : lane,
+                          0x49249249,
+                          1,
+                          1,
+                          static_cast<int>(0xffu << lane / 8 * 8),
+                          last};
+      for (int i = 0; i < kWarpResults; ++i) {
+        expect(results[lane * kWarpResults + i] == want[i], "warp function " + std::to_string(i));
+      }
+    }
+    simt::launch(named_barriers<true>, dim3(2), dim3(128), nullptr, in.data());
+    for (int i = 0; i < 128; ++i) {
+      expect(in[i] == static_cast<float>(i / 64 * 64 + 63 - i % 64 + (i < 32 ? 5 : 0)), "named_barriers");
+    }
     const simt::GlobalBuffer<int> numbers(24 * 30);
     for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = 0;
     simt::launch(number_threads, dim3(2, 3, 4), dim3(5, 3, 2), nullptr, numbers.data());
@@ -166,7 +201,7 @@ void check_right_kernels() {
 }
 
 void check_wrong_kernels() {
-  const simt::GlobalBuffer<float> in(96), out(96);
+  const simt::GlobalBuffer<float> in(96), out(128);
   for (int i = 0; i < 96; ++i) in[i] = static_cast<float>(i);
   float* const o = out.data();
   const float* const a = in.data();
@@ -186,16 +221,32 @@ void check_wrong_kernels() {
   expect_error("divergent barrier", [&] { simt::launch(half_block_waits, one, two_warps, nullptr); });
   expect_error("divergent barrier", [&] { simt::launch(two_different_barriers, one, two_warps, nullptr); });
   expect_error("divergent collective", [&] { simt::launch(lanes_in_different_shuffles, one, warp, nullptr, o); });
+  expect_error("race: ", [&] { simt::launch(named_barriers<false>, one, dim3(128), nullptr, o); });
+  expect_error("deadlock", [&] { simt::launch(wait_at_named_barrier<1, 96>, one, dim3(128), nullptr); });
+  expect_error("not between 1 and 15", [&] { simt::launch(wait_at_named_barrier<0, 64>, one, two_warps, nullptr); });
+  expect_error("not a multiple of 32", [&] { simt::launch(wait_at_named_barrier<1, 40>, one, two_warps, nullptr); });
   expect_error("deadlock", [&] { simt::launch(missing_lane_in_shuffle, one, warp, nullptr, o); });
   expect_error("not in the mask", [&] { simt::launch(lane_outside_mask, one, warp, nullptr, o); });
   expect_error("not a multiple of 16", [&] { simt::launch(load_vector, one, one, nullptr, a, o, 1); });
-  expect_error("memory fault", [&] { simt::launch(store_at, one, one, nullptr, o, int64_t{96}); });
+  expect_error("memory fault", [&] { simt::launch(store_at, one, one, nullptr, o, int64_t{128}); });
   expect_error("in front of a global buffer", [&] {
     simt::launch(store_at, one, one, nullptr, o, int64_t{-1});
     out.check();
   });
   expect_error("outside CUDA's limits", [&] { simt::launch(half_block_waits, one, dim3(1025), nullptr); });
   expect_error("outside CUDA's limits", [&] { simt::launch(half_block_waits, dim3(0), warp, nullptr); });
+}
+
+void check_thread_sanitizer() {
+#ifdef SIMT_THREAD_SANITIZER
+  const simt::GlobalBuffer<float> values(64);
+  const auto races = [&](auto kernel) {
+    const auto test = [&] { simt::launch(kernel, dim3(2), dim3(64), nullptr, values.data()); };
+    return emulator_test::run_in_child(0, test).output.find("data race") != std::string::npos;
+  };
+  expect(races(reverse_in_global_memory<false>), "ThreadSanitizer sees a race in global memory");
+  expect(!races(reverse_in_global_memory<true>), "ThreadSanitizer sees the order that barriers make");
+#endif
 }
 
 void check_conversions() {
@@ -217,7 +268,7 @@ void check_conversions() {
 int main() {
   check_right_kernels();
   check_wrong_kernels();
+  check_thread_sanitizer();
   check_conversions();
-  std::printf("emulator: %d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return emulator_test::finish("emulator_core");
 }

@@ -1,0 +1,96 @@
+#include "attention.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+namespace persimmon::cuda {
+namespace {
+
+constexpr int64_t kHeadDim = 64;
+
+std::optional<at::Tensor> check_range(const std::optional<at::Tensor>& values, const char* name, const at::Tensor& q) {
+  if (!values.has_value()) return std::nullopt;
+  check_same_device(*values, name, q, "q");
+  check_dtype(*values, name, at::kLong);
+  check_shape(*values, name, {q.size(0)});
+  return values->contiguous();
+}
+
+const int64_t* data_of(const std::optional<at::Tensor>& values) {
+  return values.has_value() ? values->const_data_ptr<int64_t>() : nullptr;
+}
+
+// out [B, T, H, D] and the log-sum-exp of the scores, fp32 [B, H, T].
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             const std::optional<at::Tensor>& start,
+                                             const std::optional<at::Tensor>& length,
+                                             const std::optional<at::Tensor>& offset, double scale) {
+  const c10::cuda::CUDAGuard guard(q.device());
+  const AttentionArguments arguments = attention_arguments(q, k, v, start, length, offset);
+  const int64_t B = q.size(0), H = q.size(1), T = q.size(2);
+  const at::Tensor out = at::empty({B, T, H, kHeadDim}, q.options());
+  const at::Tensor lse = at::empty({B, H, T}, q.options().dtype(at::kFloat));
+  const AttentionParams params{
+      .q = attention_tensor(arguments.q),
+      .k = attention_tensor(arguments.k),
+      .v = attention_tensor(arguments.v),
+      .out = out.mutable_data_ptr(),
+      .lse = lse.mutable_data_ptr<float>(),
+      .range = arguments.range(),
+      .batch = arguments.batch(),
+      .heads = arguments.heads(),
+      .queries = arguments.queries(),
+      .keys = arguments.keys(),
+      .scale = static_cast<float>(scale),
+  };
+  check_launch(launch_attention(params, arguments.dtype, c10::cuda::getCurrentCUDAStream().stream()), "attention", q);
+  return {out, lse};
+}
+
+}  // namespace
+
+AttentionRange AttentionArguments::range() const { return {data_of(start), data_of(length), data_of(offset)}; }
+
+AttentionArguments attention_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                       const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
+                                       const std::optional<at::Tensor>& offset) {
+  constexpr int64_t kMaxGrid = 65535, kMaxRows = int64_t{1} << 29;
+  const simt::Dtype dtype = dtype_of(q, "q");
+  TORCH_CHECK_TYPE(dtype != simt::Dtype::kFloat32, "q must be bfloat16 or float16 on CUDA, got float32.");
+  check_dim(q, "q", 4);
+  check_dim(k, "k", 4);
+  TORCH_CHECK_VALUE(q.size(3) == kHeadDim, "q must have a head dimension of ", kHeadDim, " on CUDA, got shape ",
+                    q.sizes(), ".");
+  check_like(k, "k", q, "q", {q.size(0), q.size(1), k.size(2), kHeadDim});
+  check_like(v, "v", q, "q", k.sizes());
+  TORCH_CHECK_VALUE(q.size(0) <= kMaxGrid && q.size(1) <= kMaxGrid, "q must have at most ", kMaxGrid,
+                    " sequences and heads, got shape ", q.sizes(), ".");
+  TORCH_CHECK_VALUE(q.size(2) <= kMaxRows && k.size(2) <= kMaxRows, "q and k must have at most ", kMaxRows,
+                    " positions, got shapes ", q.sizes(), " and ", k.sizes(), ".");
+  return {with_aligned_rows(q),
+          with_aligned_rows(k),
+          with_aligned_rows(v),
+          check_range(start, "start", q),
+          check_range(length, "length", q),
+          check_range(offset, "offset", q),
+          dtype};
+}
+
+at::Tensor with_aligned_rows(const at::Tensor& t) {
+  const int64_t elements = 16 / t.element_size();
+  bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 && t.stride(3) == 1;
+  for (int dim = 0; dim < 3; ++dim) aligned = aligned && t.stride(dim) % elements == 0;
+  return aligned ? t : t.clone(at::MemoryFormat::Contiguous);
+}
+
+AttentionTensor attention_tensor(const at::Tensor& t) {
+  return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+}  // namespace persimmon::cuda
+
+TORCH_LIBRARY_IMPL(persimmon_ext, CUDA, m) { m.impl("attention", TORCH_FN(persimmon::cuda::attention)); }
