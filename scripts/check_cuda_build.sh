@@ -115,8 +115,7 @@ for architecture in re.split(r"[;, ]", persimmon_ext._C.cuda_architectures):
 print("torch", torch.__version__, "| CUDA", persimmon_ext._C.cuda_version, "for", persimmon_ext._C.cuda_architectures)
 print("registered for CUDA:", ", ".join(OPS))
 PYTHON
-# The file of a binding is named after its op.
-ops=$(cd "$root/csrc/cuda/bindings" && ls ./*.cpp | sed 's|^\./||; s|\.cpp$||')
+ops=$(sed -n 's/.*m\.impl("\([a-z0-9_]*\)".*/\1/p' "$root"/csrc/cuda/bindings/*.cpp)
 mkdir "$work/empty"
 cd "$work/empty"
 # shellcheck disable=SC2086 # one word an op

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fails when a kernel includes a header of torch: csrc/simt, csrc/cuda outside bindings/, and csrc/cpu/kernels must build
-# without it, and a CUDA kernel includes nothing but csrc/simt/simt.h and headers of its own folder.
+# without it, and a CUDA kernel includes nothing but csrc/simt/simt.h and headers of csrc/cuda.
 set -eu
 cd "$(dirname "$0")/.."
 

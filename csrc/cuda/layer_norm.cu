@@ -1,4 +1,6 @@
 #include "layer_norm.cuh"
+#include "plan.cuh"
+#include "row_sum.cuh"
 
 namespace persimmon::cuda {
 namespace {
@@ -12,24 +14,19 @@ constexpr int kMinBlock = 128;         // narrow rows share a block of at least 
 // Further rows are reached by the kernels' own loop. A few times what any GPU holds at once.
 constexpr int64_t kMaxBlocks = 16384;
 
-// Sum of `value` over the threads of a row, the same bits in each of them. Every thread of the block calls it.
-// `partial` holds one sum a warp. The caller uses different arrays for two sums in a row: the barrier of one then also
-// separates the readers of the other from its next writers.
-template <class Shared>
-SIMT_DEVICE float row_sum(float value, Shared& partial) {
-  value = simt::warp_sum(value);
-  const int warps_per_row = blockDim.x / simt::kWarpSize;
-  if (warps_per_row == 1) return value;
-  const int lane = threadIdx.x % simt::kWarpSize;
-  const int first_warp = threadIdx.y * warps_per_row;
-  if (lane == 0) partial[first_warp + threadIdx.x / simt::kWarpSize] = value;
-  __syncthreads();
-  value = lane < warps_per_row ? partial[first_warp + lane] : 0.0f;
-  return simt::warp_sum(value);
+// a + b, rounded to T element by element.
+template <class T>
+SIMT_DEVICE uint4 add_vectors(const uint4& a, const uint4& b) {
+  float values[simt::kVectorWidth<T>], others[simt::kVectorWidth<T>];
+  simt::unpack_vector<T>(a, values);
+  simt::unpack_vector<T>(b, others);
+#pragma unroll
+  for (int j = 0; j < simt::kVectorWidth<T>; ++j) values[j] += others[j];
+  return simt::pack_vector<T>(values);
 }
 
 // Block (threads_per_row, rows_per_block). The row stays in registers as the 16-byte words it was loaded in.
-template <class T>
+template <class T, bool kAdd>
 __global__ void __launch_bounds__(kMaxThreads) layer_norm_vectorised(__grid_constant__ const LayerNormParams params) {
   SIMT_SHARED(float, partial_sums, kMaxWarps);
   SIMT_SHARED(float, partial_squares, kMaxWarps);
@@ -52,6 +49,17 @@ __global__ void __launch_bounds__(kMaxThreads) layer_norm_vectorised(__grid_cons
     for (int i = 0; i < kVectorsPerThread; ++i) {
       const int vector = threadIdx.x + i * blockDim.x;
       packed[i] = vector < row_vectors ? simt::load16(x + vector * kWidth) : make_uint4(0, 0, 0, 0);
+    }
+    if constexpr (kAdd) {
+      const T* const residual = static_cast<const T*>(params.residual) + row * params.columns;
+      T* const total = static_cast<T*>(params.sum) + row * params.columns;
+#pragma unroll
+      for (int i = 0; i < kVectorsPerThread; ++i) {
+        const int vector = threadIdx.x + i * blockDim.x;
+        if (vector >= row_vectors) continue;
+        packed[i] = add_vectors<T>(packed[i], simt::load16(residual + vector * kWidth));
+        simt::store16(total + vector * kWidth, packed[i]);
+      }
     }
 
     float sum = 0.0f;
@@ -91,7 +99,7 @@ __global__ void __launch_bounds__(kMaxThreads) layer_norm_vectorised(__grid_cons
 }
 
 // Any width and alignment. Same block shape; the row is read again for each of the three steps, from the cache.
-template <class T>
+template <class T, bool kAdd>
 __global__ void __launch_bounds__(kMaxThreads) layer_norm_elementwise(__grid_constant__ const LayerNormParams params) {
   SIMT_SHARED(float, partial_sums, kMaxWarps);
   SIMT_SHARED(float, partial_squares, kMaxWarps);
@@ -103,8 +111,17 @@ __global__ void __launch_bounds__(kMaxThreads) layer_norm_elementwise(__grid_con
        first += int64_t{gridDim.x} * blockDim.y) {
     const int64_t row = first + threadIdx.y;
     const int64_t row_columns = row < params.rows ? params.columns : 0;
-    const T* const x = static_cast<const T*>(params.x) + row * params.columns;
+    const T* x = static_cast<const T*>(params.x) + row * params.columns;
     T* const out = static_cast<T*>(params.out) + row * params.columns;
+
+    if constexpr (kAdd) {  // a thread reads back only what it has written itself
+      const T* const residual = static_cast<const T*>(params.residual) + row * params.columns;
+      T* const total = static_cast<T*>(params.sum) + row * params.columns;
+      for (int64_t c = threadIdx.x; c < row_columns; c += blockDim.x) {
+        total[c] = simt::from_float<T>(simt::to_float(x[c]) + simt::to_float(residual[c]));
+      }
+      x = total;
+    }
 
     float sum = 0.0f;
     for (int64_t c = threadIdx.x; c < row_columns; c += blockDim.x) sum += simt::to_float(x[c]);
@@ -124,16 +141,12 @@ __global__ void __launch_bounds__(kMaxThreads) layer_norm_elementwise(__grid_con
   }
 }
 
-bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
-
-int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-
 }  // namespace
 
 LayerNormPlan plan_layer_norm(const LayerNormParams& params, int element_bytes) {
   const int64_t vector_width = 16 / element_bytes;
-  const bool aligned =
-      is_aligned(params.x) && is_aligned(params.weight) && is_aligned(params.bias) && is_aligned(params.out);
+  const bool aligned = is_aligned(params.x) && is_aligned(params.residual) && is_aligned(params.weight) &&
+                       is_aligned(params.bias) && is_aligned(params.sum) && is_aligned(params.out);
   const bool vectorised =
       aligned && params.columns % vector_width == 0 && params.columns <= vector_width * kVectorsPerThread * kMaxThreads;
   const int64_t columns_per_thread = vectorised ? vector_width * kVectorsPerThread : kElementsPerThread;
@@ -152,8 +165,9 @@ cudaError_t launch_layer_norm(const LayerNormParams& params, simt::Dtype dtype, 
   const dim3 block(plan.threads_per_row, plan.rows_per_block);
   return simt::with_element_type(dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    return simt::launch(plan.vectorised ? layer_norm_vectorised<T> : layer_norm_elementwise<T>, grid, block, stream,
-                        params);
+    const auto plain = plan.vectorised ? layer_norm_vectorised<T, false> : layer_norm_elementwise<T, false>;
+    const auto adding = plan.vectorised ? layer_norm_vectorised<T, true> : layer_norm_elementwise<T, true>;
+    return simt::launch(params.residual == nullptr ? plain : adding, grid, block, stream, params);
   });
 }
 

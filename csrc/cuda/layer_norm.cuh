@@ -6,19 +6,24 @@
 // in float32; the variance is the mean of squared deviations, computed in a second pass. One rounding, at the store:
 // the order of torch.nn.functional.layer_norm.
 //
-// Bytes moved: 2 N C elements, plus weight and bias once (later rows find them in the cache).
+// With a residual, x + residual is rounded to the element type first; that sum is written out and is what is
+// normalised.
+//
+// Bytes moved: 2 N C elements (4 N C with a residual), plus weight and bias once (later rows find them in the cache).
 #pragma once
 #include "../simt/simt.h"
 
 namespace persimmon::cuda {
 
 struct LayerNormParams {
-  const void* x;       // [N, C]
-  const void* weight;  // [C]
-  const void* bias;    // [C]
-  void* out;           // [N, C]; may not overlap the inputs
-  int64_t rows;        // N
-  int64_t columns;     // C
+  const void* x;         // [N, C]
+  const void* residual;  // [N, C], or null
+  const void* weight;    // [C]
+  const void* bias;      // [C]
+  void* sum;             // [N, C], written where there is a residual; null otherwise
+  void* out;             // [N, C]; outputs may not overlap the inputs
+  int64_t rows;          // N
+  int64_t columns;       // C
   float eps;
 };
 

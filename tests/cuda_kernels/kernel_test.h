@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <initializer_list>
 #include <random>
@@ -46,10 +47,30 @@ struct Format<simt::bf16> {
   static constexpr double kRoundoff = 0x1p-8;
 };
 
+// The largest error in units of what is allowed; NaN, of either side, counts as infinite.
+class WorstError {
+ public:
+  void add(double got, double want, double allowed) {
+    if (got == want) return;  // equal infinities too
+    const double error = std::abs(got - want) / allowed;
+    if (!(error <= worst_)) worst_ = std::isnan(error) ? INFINITY : error;
+  }
+  void expect_below_one(const std::string& what) const { expect_error_below_one(worst_, what); }
+
+ private:
+  double worst_ = 0.0;
+};
+
 template <class T>
-void fill_random(const simt::GlobalBuffer<T>& buffer, double mean, std::mt19937& generator) {
-  std::normal_distribution<float> distribution(static_cast<float>(mean), 1.0f);
+void fill_random(const simt::GlobalBuffer<T>& buffer, double mean, std::mt19937& generator, double deviation = 1.0) {
+  std::normal_distribution<float> distribution(static_cast<float>(mean), static_cast<float>(deviation));
   for (size_t i = 0; i < buffer.size(); ++i) buffer[i] = simt::from_float<T>(distribution(generator));
+}
+
+// Whether two buffers hold the same bits.
+template <class T>
+bool same_bits(const simt::GlobalBuffer<T>& a, const simt::GlobalBuffer<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
 struct Case {

@@ -1,8 +1,9 @@
 set(layer_norm KERNEL layer_norm CASE bfloat16)
-add_planted_bug(missing_barrier ${layer_norm}
+set(row_sum ${layer_norm} HEADER row_sum)
+add_planted_bug(missing_barrier ${row_sum}
   ORIGINAL "  __syncthreads();\n" PLANTED ""
   REPORT "SIMT ERROR: race: (read|write) of partial_")
-add_planted_bug(barrier_for_readers_only ${layer_norm}
+add_planted_bug(barrier_for_readers_only ${row_sum}
   ORIGINAL "  __syncthreads();\n" PLANTED "  if (lane < warps_per_row) __syncthreads();\n"
   REPORT "SIMT ERROR: (deadlock: the threads diverged|divergent)")
 add_planted_bug(early_return ${layer_norm}
@@ -16,7 +17,7 @@ add_planted_bug(missing_tail_mask ${layer_norm}
   ORIGINAL "vector < row_vectors ? simt::load16(x + vector * kWidth) : make_uint4(0, 0, 0, 0)"
   PLANTED "simt::load16(x + vector * kWidth)"
   REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
-add_planted_bug(shared_index ${layer_norm}
+add_planted_bug(shared_index ${row_sum}
   ORIGINAL "partial[first_warp + lane]" PLANTED "partial[first_warp + lane + 1]"
   REPORT "SIMT ERROR: (race|index)|MISMATCH")
 add_planted_bug(one_array_for_both_sums ${layer_norm}

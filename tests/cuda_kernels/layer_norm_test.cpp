@@ -1,8 +1,6 @@
-// layer_norm under the emulator against a float64 reference.
+// layer_norm and add_layer_norm under the emulator against a float64 reference.
 // Cases: float32 float16 bfloat16 plan
 #include "cuda/layer_norm.cuh"
-
-#include <vector>
 
 #include "kernel_test.h"
 
@@ -11,6 +9,7 @@ namespace {
 using kernel_test::expect;
 using kernel_test::fill_random;
 using kernel_test::Format;
+using kernel_test::WorstError;
 using persimmon::cuda::launch_layer_norm;
 using persimmon::cuda::LayerNormParams;
 using persimmon::cuda::plan_layer_norm;
@@ -22,17 +21,25 @@ constexpr float kEps = 1e-5f;
 struct Case {
   int64_t rows;
   int64_t columns;
+  bool add = false;
   double mean = 0.5;
   int misalign = 0;  // elements by which x misses a 16-byte boundary
 };
 
-// The largest error in units of what is allowed: one rounding to T, plus the float32 arithmetic before it, whose error
-// grows with the mean that has to cancel. NaN counts as infinite.
+std::string name_of(const Case& c, int seed) {
+  char text[160];
+  std::snprintf(text, sizeof(text), "rows %lld columns %lld add %d mean %g misalign %d seed %d",
+                static_cast<long long>(c.rows), static_cast<long long>(c.columns), c.add, c.mean, c.misalign, seed);
+  return text;
+}
+
+// Allowed: one rounding to T, plus the float32 arithmetic before it, whose error grows with the mean that has to
+// cancel.
 template <class T>
-double worst_error(const GlobalBuffer<T>& x, const GlobalBuffer<T>& weight, const GlobalBuffer<T>& bias,
-                   const GlobalBuffer<T>& out, const Case& c) {
+WorstError worst_error(const T* x, const GlobalBuffer<T>& weight, const GlobalBuffer<T>& bias,
+                       const GlobalBuffer<T>& out, const Case& c) {
   const double arithmetic = 2e-6 * (1.0 + std::abs(c.mean));
-  double worst = 0.0;
+  WorstError worst;
   std::vector<double> row(c.columns);
   for (int64_t n = 0; n < c.rows; ++n) {
     double mean = 0.0, variance = 0.0;
@@ -43,10 +50,8 @@ double worst_error(const GlobalBuffer<T>& x, const GlobalBuffer<T>& weight, cons
     for (int64_t i = 0; i < c.columns; ++i) {
       const double scaled = (row[i] - mean) / std::sqrt(variance + kEps) * simt::to_float(weight[i]);
       const double want = scaled + simt::to_float(bias[i]);
-      const double got = simt::to_float(out[n * c.columns + i]);
       const double allowed = Format<T>::kRoundoff * std::abs(want) + arithmetic * (1.0 + std::abs(scaled));
-      const double error = std::abs(got - want) / allowed;
-      if (!(error <= worst)) worst = std::isnan(error) ? INFINITY : error;
+      worst.add(simt::to_float(out[n * c.columns + i]), want, allowed);
     }
   }
   return worst;
@@ -55,21 +60,33 @@ double worst_error(const GlobalBuffer<T>& x, const GlobalBuffer<T>& weight, cons
 template <class T>
 void check_case(const Case& c, int seeds) {
   std::mt19937 generator(static_cast<unsigned>(c.rows * 100003 + c.columns));
+  const int64_t count = c.rows * c.columns;
   // A buffer ends at a guard page: unused elements at its end move its start away from a 16-byte boundary.
-  const GlobalBuffer<T> x(c.rows * c.columns + c.misalign), weight(c.columns), bias(c.columns);
+  const GlobalBuffer<T> x(count + c.misalign), residual(c.add ? count : 0), weight(c.columns), bias(c.columns);
   fill_random(x, c.mean, generator);
+  fill_random(residual, 0.0, generator);
   fill_random(weight, 1.0, generator);
   fill_random(bias, 0.0, generator);
   for (int seed = 0; seed < seeds; ++seed) {
     simt::set_seed(seed);
-    const GlobalBuffer<T> out(c.rows * c.columns);
-    const LayerNormParams params{x.data(), weight.data(), bias.data(), out.data(), c.rows, c.columns, kEps};
+    const GlobalBuffer<T> out(count), sum(c.add ? count : 0);
+    const LayerNormParams params{x.data(),
+                                 c.add ? residual.data() : nullptr,
+                                 weight.data(),
+                                 bias.data(),
+                                 c.add ? sum.data() : nullptr,
+                                 out.data(),
+                                 c.rows,
+                                 c.columns,
+                                 kEps};
     expect(launch_layer_norm(params, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
-    kernel_test::expect_error_below_one(worst_error(x, weight, bias, out, c),
-                                        "rows " + std::to_string(c.rows) + " columns " + std::to_string(c.columns) +
-                                            " mean " + std::to_string(c.mean) + " misalign " +
-                                            std::to_string(c.misalign) + " seed " + std::to_string(seed));
+    for (int64_t i = 0; c.add && i < count; ++i) {
+      const T want = simt::from_float<T>(simt::to_float(x[i]) + simt::to_float(residual[i]));
+      expect(std::memcmp(&sum[i], &want, sizeof(T)) == 0, "the sum of " + name_of(c, seed));
+    }
+    worst_error(c.add ? sum.data() : x.data(), weight, bias, out, c).expect_below_one(name_of(c, seed));
     out.check();
+    sum.check();
   }
 }
 
@@ -78,18 +95,19 @@ void check_dtype(int seeds) {
   for (const int64_t columns : {1, 7, 64, 255, 256, 257, 1000, 2048, 4096, 4097, 16384}) {
     for (const int64_t rows : {0, 1, 3, 17}) check_case<T>({rows, columns}, seeds);
   }
-  for (const int misalign : {1, 3, 7}) check_case<T>({3, 256, 0.5, misalign}, seeds);
+  for (const int64_t columns : {1, 255, 256, 4096}) check_case<T>({3, columns, true}, seeds);
+  for (const int misalign : {1, 3, 7}) check_case<T>({3, 256, misalign == 3, 0.5, misalign}, seeds);
   check_case<T>({2, 16384 * 4 + 8}, 1);                        // wider than registers hold
-  check_case<T>({5, 4096, 100.0}, seeds);                      // a one-pass variance would cancel
+  check_case<T>({5, 4096, false, 100.0}, seeds);               // a one-pass variance would cancel
   if (sizeof(T) == 4) check_case<T>({16384 * 2 + 3, 257}, 1);  // more rows than the grid has places
 }
 
 LayerNormParams shape(int64_t rows, int64_t columns, uintptr_t x_address) {
   void* const aligned = reinterpret_cast<void*>(uintptr_t{4096});
-  return {reinterpret_cast<void*>(x_address), aligned, aligned, aligned, rows, columns, kEps};
+  return {reinterpret_cast<void*>(x_address), nullptr, aligned, aligned, nullptr, aligned, rows, columns, kEps};
 }
 
-void check_plan() {
+void check_plan(int) {
   const auto hidden = plan_layer_norm(shape(10, 4096, 4096), 2);
   expect(hidden.vectorised && hidden.threads_per_row == 128 && hidden.rows_per_block == 1 && hidden.blocks == 10,
          "4096 16-bit columns: 128 threads a row");
@@ -114,5 +132,5 @@ int main(int argc, char** argv) {
                           {{"float32", check_dtype<float>},
                            {"float16", check_dtype<simt::fp16>},
                            {"bfloat16", check_dtype<simt::bf16>},
-                           {"plan", [](int) { check_plan(); }}});
+                           {"plan", check_plan}});
 }

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
+
+#include <cmath>
 
 #include "../../checks.h"
 #include "../../simt/simt.h"
@@ -24,10 +27,26 @@ inline simt::Dtype dtype_of(const at::Tensor& t, const char* name) {
   }
 }
 
-// For the error that the launcher of `op` returned.
-inline void check_launch(cudaError_t error, const char* op, const at::Tensor& x) {
-  TORCH_CHECK(error == cudaSuccess, "The CUDA kernel of ", op, " could not be launched on ", x.device(),
-              " for x of shape ", x.sizes(), ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ").");
+inline void check_eps(double eps) {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0.0, "eps must be finite and not negative, got ", eps, ".");
+}
+
+inline const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// `t`, or a copy, as contiguous memory that starts at a multiple of 16 bytes: for kernels with nothing but 16-byte
+// accesses.
+inline at::Tensor aligned_contiguous(const at::Tensor& t) {
+  const at::Tensor contiguous = t.contiguous();
+  return reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0 ? contiguous : contiguous.clone();
+}
+
+// Of the device that a CUDAGuard has made the current one.
+inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// For the error that the launcher of `op` returned; x is the argument called `name`.
+inline void check_launch(cudaError_t error, const char* op, const at::Tensor& x, const char* name) {
+  TORCH_CHECK(error == cudaSuccess, "The CUDA kernel of ", op, " could not be launched on ", x.device(), " for ", name,
+              " of shape ", x.sizes(), ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ").");
 }
 
 }  // namespace persimmon::cuda

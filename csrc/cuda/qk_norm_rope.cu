@@ -1,0 +1,72 @@
+#include "head_rows.cuh"
+#include "plan.cuh"
+#include "qk_norm_rope.cuh"
+
+namespace persimmon::cuda {
+namespace {
+
+// About 40 registers: 1536 threads a multiprocessor, each with one 16-byte load in flight.
+constexpr int kThreads = 256;
+
+// A group of lanes takes a row of qkv, rows in the order of memory, so a warp reads 512 contiguous bytes. The warp's
+// rows may be of q, k and v: all its lanes compute a norm and a rotation, and those of v store what they have loaded.
+template <class T>
+__global__ void __launch_bounds__(kThreads) qk_norm_rope(__grid_constant__ const QkNormRopeParams params) {
+  using Row = HeadRow<T>;
+  const int lane = threadIdx.x % Row::kLanes;
+  const int64_t rows = params.B * params.T * params.H * 3;
+  const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / Row::kLanes;
+  const int64_t inside = row < rows ? row : rows - 1;  // lanes past the end compute the last row and store nothing
+  const int part = static_cast<int>(inside % 3);       // 0 q, 1 k, 2 v
+  const int64_t h = inside / 3 % params.H, token = inside / 3 / params.H;
+  const int64_t t = token % params.T, b = token / params.T;
+
+  const uint4 loaded = simt::load16(static_cast<const T*>(params.qkv) + inside * kHeadDim + lane * Row::kWidth);
+  float x[Row::kWidth];
+  simt::unpack_vector<T>(loaded, x);
+  head_norm<T>(x, static_cast<const T*>(part == 0 ? params.q_weight : params.k_weight),
+               static_cast<const T*>(part == 0 ? params.q_bias : params.k_bias), lane, params.eps);
+  const int64_t angle = b * params.angle_batch_stride + t * (kRotaryDim / 2);
+  head_rotate<T>(x, params.cos + angle, params.sin + angle, lane, 1.0f);
+
+  if (row >= rows) return;
+  T* out = static_cast<T*>(params.q) + ((b * params.H + h) * params.T + t) * kHeadDim;
+  if (part != 0) {
+    const int64_t slot = params.slots == nullptr ? t : params.slots[token];
+    if (slot < 0 || slot >= params.cache_rows) return;
+    const HeadRowsOut& place = part == 1 ? params.k : params.v;
+    out = static_cast<T*>(place.data) + b * place.batch_stride + h * place.head_stride + slot * place.row_stride;
+  }
+  simt::store16(out + lane * Row::kWidth, part == 2 ? loaded : simt::pack_vector<T>(x));
+}
+
+bool rows_are_aligned(const HeadRowsOut& rows, int element_bytes) {
+  const int64_t width = 16 / element_bytes;
+  return is_aligned(rows.data) && rows.batch_stride % width == 0 && rows.head_stride % width == 0 &&
+         rows.row_stride % width == 0;
+}
+
+}  // namespace
+
+cudaError_t launch_qk_norm_rope(const QkNormRopeParams& params, simt::Dtype dtype, cudaStream_t stream) {
+  if (params.B < 0 || params.T < 0 || params.H < 0) return cudaErrorInvalidValue;
+  const int64_t rows = params.B * params.T * params.H * 3;
+  if (rows == 0) return cudaSuccess;
+  const int element_bytes = simt::element_bytes(dtype);
+  for (const void* address : {params.qkv, params.q_weight, params.q_bias, params.k_weight, params.k_bias,
+                              static_cast<const void*>(params.cos), static_cast<const void*>(params.sin),
+                              static_cast<const void*>(params.q)}) {
+    if (!is_aligned(address)) return cudaErrorInvalidValue;
+  }
+  if (!rows_are_aligned(params.k, element_bytes) || !rows_are_aligned(params.v, element_bytes)) {
+    return cudaErrorInvalidValue;
+  }
+  return simt::with_element_type(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const int64_t blocks = divide_up(rows, kThreads / HeadRow<T>::kLanes);
+    if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+    return simt::launch(qk_norm_rope<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream, params);
+  });
+}
+
+}  // namespace persimmon::cuda
