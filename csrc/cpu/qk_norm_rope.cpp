@@ -1,69 +1,21 @@
 #include "qk_norm_rope.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <tuple>
 
+#include "../qk_checks.h"
 #include "binding.h"
 #include "kernels/qk_norm_rope.h"
 
 namespace persimmon::cpu {
 namespace {
 
-void check_qkv(const at::Tensor& qkv, const at::Tensor& q_weight, const at::Tensor& k_weight) {
-  check_dim(qkv, "qkv", 5);
-  TORCH_CHECK_VALUE(qkv.size(3) == 3, "qkv must have shape [B, T, H, 3, D], got ", qkv.sizes(), ".");
-  TORCH_CHECK_VALUE(qkv.size(4) >= 1, "qkv must have a head dimension of at least 1, got shape ", qkv.sizes(), ".");
-  check_like(q_weight, "q_weight", qkv, "qkv", {qkv.size(4)});
-  check_like(k_weight, "k_weight", qkv, "qkv", {qkv.size(4)});
-}
-
-// cos or sin: fp32 [B or 1, T, R/2] with R <= D.
-void check_angles(const at::Tensor& angles, const char* name, const at::Tensor& qkv) {
-  check_same_device(angles, name, qkv, "qkv");
-  check_dtype(angles, name, at::kFloat);
-  check_dim(angles, name, 3);
-  TORCH_CHECK_VALUE(angles.size(0) == 1 || angles.size(0) == qkv.size(0), name, " must have batch size 1 or ",
-                    qkv.size(0), ", got shape ", angles.sizes(), ".");
-  TORCH_CHECK_VALUE(angles.size(1) == qkv.size(1), name, " must have one row for each of ", qkv.size(1),
-                    " tokens, got shape ", angles.sizes(), ".");
-  TORCH_CHECK_VALUE(2 * angles.size(2) <= qkv.size(4), name, " must have at most D/2 = ", qkv.size(4) / 2,
-                    " columns, got shape ", angles.sizes(), ".");
-}
-
-void check_rotation(const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& qkv) {
-  check_angles(cos, "cos", qkv);
-  check_angles(sin, "sin", qkv);
-  check_shape(sin, "sin", cos.sizes());
-}
-
-int64_t angle_batch_stride(const at::Tensor& cos) { return cos.size(0) == 1 ? 0 : cos.size(1) * cos.size(2); }
-
 RowsOut rows_out(const at::Tensor& t) { return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
 
-void check_cache(const at::Tensor& cache, const char* name, const at::Tensor& qkv, int64_t S) {
-  check_like(cache, name, qkv, "qkv", {qkv.size(0), qkv.size(2), S, qkv.size(4)});
-  TORCH_CHECK_VALUE(cache.size(3) == 1 || cache.stride(3) == 1, name, " must be contiguous in its last dimension, got ",
-                    "strides ", cache.strides(), ".");
-  TORCH_CHECK_VALUE(at::has_internal_overlap(cache) != at::MemOverlap::Yes, name,
-                    " must not be an expanded tensor, got strides ", cache.strides(), ".");
-}
-
-// Tensors whose gaps hold each other's elements, as two halves of one buffer's rows, are apart; nobody looks into
-// those.
-void check_apart(const at::Tensor& written, const char* name, const at::Tensor& other, const char* other_name) {
-  const at::MemOverlapStatus status = at::get_overlap_status(written, other);
-  TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial, name, " and ",
-                    other_name, " must not share memory.");
-}
-
-void check_slots(const at::Tensor& slots, const at::Tensor& qkv, int64_t S) {
-  check_same_device(slots, "slots", qkv, "qkv");
-  check_dtype(slots, "slots", at::kLong);
-  check_shape(slots, "slots", {qkv.size(0), qkv.size(1)});
+void check_slot_values(const at::Tensor& slots, const at::Tensor& qkv, int64_t S) {
   const int64_t* values = slots.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < slots.numel(); ++i) {
     TORCH_CHECK_INDEX(values[i] >= -1 && values[i] < S, "slots must lie in [-1, ", S, "), the rows of the cache, got ",
@@ -195,14 +147,10 @@ at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, cons
   check_like(norms.q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
   check_like(norms.k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
   check_rotation(cos, sin, qkv);
-  check_dim(k_cache, "k_cache", 4);
-  check_cache(k_cache, "k_cache", qkv, k_cache.size(2));
-  check_cache(v_cache, "v_cache", qkv, k_cache.size(2));
-  check_apart(k_cache, "k_cache", v_cache, "v_cache");
-  check_apart(k_cache, "k_cache", qkv, "qkv");
-  check_apart(v_cache, "v_cache", qkv, "qkv");
+  check_caches(k_cache, v_cache, qkv);
+  check_slots(slots_, qkv);
   const at::Tensor slots = slots_.contiguous();
-  check_slots(slots, qkv, k_cache.size(2));
+  check_slot_values(slots, qkv, k_cache.size(2));
   return run(qkv, norms, cos, sin, k_cache, v_cache, slots, eps);
 }
 

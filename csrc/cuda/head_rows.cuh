@@ -2,11 +2,9 @@
 // LayerNorm over a row and the rotary embedding of its first kRotaryDim elements, in pairs (i, i + kRotaryDim / 2).
 #pragma once
 #include "../simt/simt.h"
+#include "head_dim.cuh"
 
 namespace persimmon::cuda {
-
-constexpr int kHeadDim = 64;
-constexpr int kRotaryDim = 32;
 
 template <class T>
 struct HeadRow {

@@ -5,7 +5,7 @@
 namespace persimmon::cuda {
 namespace {
 
-// About 40 registers: 1536 threads a multiprocessor, each with one 16-byte load in flight.
+// 48 registers: 1280 threads a multiprocessor, each with a 16-byte load in flight.
 constexpr int kThreads = 256;
 
 // A group of lanes takes a row of qkv, rows in the order of memory, so a warp reads 512 contiguous bytes. The warp's

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import autocast_dtype, refuse_gradients, register_once_differentiable, run, takes
+from persimmon_ext.ops.native import (
+    CUDA_HEAD_DIM,
+    autocast_dtype,
+    refuse_gradients,
+    register_once_differentiable,
+    run,
+    takes,
+)
 from persimmon_ext.ops.qk_norm_rope import given_norms, qk_norm_rope_append_
 
 _ops = torch.ops.persimmon_ext
-
-#: What the CUDA kernels of attention are for; anything else on a GPU runs the reference.
-CUDA_HEAD_DIM = 64
-CUDA_DTYPES = frozenset({torch.bfloat16, torch.float16})
 
 #: New tokens that one decode_attention_ call takes at most.
 MAX_DECODE_TOKENS = 8
@@ -49,8 +52,8 @@ def attention(
     if (dtype := autocast_dtype(q)) is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    specialised = not q.is_cuda or (q.dtype in CUDA_DTYPES and q.shape[-1] == CUDA_HEAD_DIM)
-    if specialised and takes("attention", q, k, v, backward="attention_backward"):
+    fits_cuda = q.dtype != torch.float32 and q.shape[-1] == CUDA_HEAD_DIM  # the tensor cores' dtypes
+    if takes("attention", q, k, v, backward="attention_backward", fits_cuda=fits_cuda):
         return run(_ops.attention, q, k, v, start, length, offset, scale)
     if k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.shape != k.shape:
         shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"

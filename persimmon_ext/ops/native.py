@@ -15,6 +15,9 @@ logger = logging.getLogger("persimmon_ext")
 #: dtypes that the kernels take; anything else runs the reference.
 NATIVE_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
+#: Head and rotary dimension that the CUDA kernels are written for, Persimmon's; other sizes run the reference there.
+CUDA_HEAD_DIM, CUDA_ROTARY_DIM = 64, 32
+
 #: (op, dispatch key) of every kernel in this build.
 KERNELS = frozenset(
     (name.removeprefix("persimmon_ext::"), key)
@@ -34,10 +37,11 @@ def has_kernels(device: torch.device, *names: str) -> bool:
     return True
 
 
-def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = None) -> bool:
+def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = None, fits_cuda: bool = True) -> bool:
     """Whether the kernel of `op` takes these tensors; otherwise the caller runs the reference.
 
     x's dtype must be native and shared by `others`; where gradients are on, the kernel of `backward` must exist too.
+    `fits_cuda`: whether the sizes are those of the CUDA kernel, if it is written for some only.
     """
     # Loops instead of any() and all(): this runs before every op, on caches that the op before has emptied.
     dtype, reason = x.dtype, None
@@ -51,6 +55,8 @@ def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = Non
         reason = f"no {' and '.join(needed)} kernel for {x.device.type}"
     if torch._C._are_functorch_transforms_active():
         reason = "torch.func transforms go through PyTorch's own operators"
+    if not fits_cuda and x.is_cuda:
+        reason = "no CUDA kernel for these sizes"
     if reason is None:
         return True
     if not torch.compiler.is_compiling():

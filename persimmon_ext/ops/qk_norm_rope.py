@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
-from persimmon_ext.ops.native import refuse_gradients, register_once_differentiable, run, takes
+from persimmon_ext.ops.native import (
+    CUDA_HEAD_DIM,
+    CUDA_ROTARY_DIM,
+    refuse_gradients,
+    register_once_differentiable,
+    run,
+    takes,
+)
 
 _ops = torch.ops.persimmon_ext
 
@@ -21,6 +28,11 @@ def given_norms(*norms: Tensor | None) -> list[Tensor]:
             f"q_weight, q_bias, k_weight and k_bias must be all given or all None, and {len(given)} are given."
         )
     return given
+
+
+def fits_cuda(qkv: Tensor, cos: Tensor) -> bool:
+    """Whether the CUDA kernels are written for this head and rotary dimension."""
+    return qkv.shape[-1] == CUDA_HEAD_DIM and 2 * cos.shape[-1] == CUDA_ROTARY_DIM
 
 
 def qk_norm_rope(
@@ -49,7 +61,7 @@ def qk_norm_rope(
         qkv = qkv.to(torch.promote_types(qkv.dtype, parameters[0].dtype))
     if (
         parameters
-        and takes("qk_norm_rope", qkv, *norms, backward="qk_norm_rope_backward")
+        and takes("qk_norm_rope", qkv, *norms, backward="qk_norm_rope_backward", fits_cuda=fits_cuda(qkv, cos))
         and cos.dtype == torch.float32
     ):
         return run(_ops.qk_norm_rope, qkv, *parameters, cos, sin, eps)
@@ -75,12 +87,13 @@ def qk_norm_rope_append_(
         k_cache, v_cache: [B, H, S, D], written in place.
         slots: int64 [B, T], the cache slot of each token; -1 is not written.
     Returns: q [B, H, T, D].
-    Raises: IndexError for a slot outside the cache.
+    Raises: IndexError for a slot outside the cache; on a CUDA device, where reading the slots would wait for the
+        device, it is not written instead.
     """
     norms = (q_weight, q_bias, k_weight, k_bias)
     parameters = given_norms(*norms)
     refuse_gradients("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache)
-    if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache):
+    if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache, fits_cuda=fits_cuda(qkv, cos)):
         return _ops.qk_norm_rope_append_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, eps)
     q, k, v = reference.qk_norm_rope(qkv, *norms, cos, sin, eps)
     reference.append_(k.to(k_cache.dtype), v.to(v_cache.dtype), k_cache, v_cache, slots)
