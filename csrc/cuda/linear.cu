@@ -1,0 +1,12 @@
+#include "linear.cuh"
+#include "linear_kernel.cuh"
+
+namespace persimmon::cuda {
+
+cudaError_t launch_linear(const LinearParams& params, simt::Dtype dtype, cudaStream_t stream) {
+  if (dtype == simt::Dtype::kBFloat16) return launch_linear_format<simt::bf16, PlainWeight<simt::bf16>>(params, stream);
+  if (dtype == simt::Dtype::kFloat16) return launch_linear_format<simt::fp16, PlainWeight<simt::fp16>>(params, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace persimmon::cuda
