@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from persimmon_ext import checkpoints
+from persimmon_ext.checkpoints.hub import HubRequest
+from persimmon_ext.checkpoints.placement import DeviceMap
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, quantize_model, quantized_format
 
@@ -35,28 +38,52 @@ class PersimmonPreTrainedModel(nn.Module):
         path: str | os.PathLike[str],
         *,
         dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         config: PersimmonConfig | None = None,
         torch_dtype: torch.dtype | str | None = None,
         quantization: str | None = None,
+        device_map: DeviceMap | torch.device | str | int | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        progress: bool = True,
+        **config_fields: Any,
     ) -> ModelType:
         """Loads a Hugging Face folder: config.json and safetensors or ``.bin`` weights. The model is in eval mode.
 
         Args:
-            path: the folder.
+            path: the folder, or the name of a repository on the Hugging Face Hub (needs huggingface_hub). A Fuyu
+                model's gives its language model.
             dtype: of the parameters; None takes the config's, or else the checkpoint's own.
             device: where the parameters go; None is torch's default device.
             config: replaces the folder's config.json.
             torch_dtype: the older name of `dtype`.
             quantization: "int8" or "int4" quantises each weight as it is read, as :meth:`quantize` does with the whole
                 model: the unquantised model is never in memory. A folder that was saved quantised needs no argument.
+            device_map: instead of `device`, places the model by layers: "auto" spreads it over the GPUs and puts on the
+                CPU what they can't hold; {"model.layers.0": 0, …} says it module by module, "" standing for the rest.
+            max_memory: the most bytes of weights per device for "auto", such as {0: "20GiB", "cpu": "60GiB"}.
+            revision, cache_dir, local_files_only, token: what to download, as huggingface_hub understands them.
+            progress: show a progress bar where loading takes more than two seconds.
+            config_fields: fields of the config, such as num_labels=3, in place of the folder's.
         Raises: FileNotFoundError, or checkpoints.CheckpointError in a sentence, for anything that doesn't fit.
         """
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ValueError(f"dtype={dtype} and torch_dtype={torch_dtype} are the same argument; pass one of them.")
-        dtype = torch_dtype if dtype is None else dtype
         return checkpoints.load_pretrained(
-            cls, path, dtype=dtype, device=device, config=config, quantization=quantization
+            cls,
+            path,
+            dtype=torch_dtype if dtype is None else dtype,
+            device=device,
+            config=config,
+            quantization=quantization,
+            device_map=device_map,
+            max_memory=max_memory,
+            hub=HubRequest(revision, cache_dir, local_files_only, token),
+            progress=progress,
+            **config_fields,
         )
 
     def save_pretrained(

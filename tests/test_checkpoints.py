@@ -85,11 +85,14 @@ def test_device_argument(tmp_path: Path) -> None:
         assert load_pretrained(PersimmonForCausalLM, tmp_path, device=device).lm_head.weight.device.type == "cpu"
 
 
-def test_renewing_the_map_between_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", [8, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, piece: int) -> None:
     model = make_model()
     save_pretrained(model, tmp_path)
-    monkeypatch.setattr("persimmon_ext.checkpoints.reading._MAPPED_BYTES", 0)
-    assert_same_tensors(model, load_pretrained(PersimmonForCausalLM, tmp_path))
+    monkeypatch.setattr("persimmon_ext.checkpoints.filling._PIECE", piece)
+    monkeypatch.setattr("persimmon_ext.checkpoints.filling._TRANSPOSED_ROWS", 3)
+    assert_same_tensors(model.to(dtype), load_pretrained(PersimmonForCausalLM, tmp_path, dtype=dtype))
 
 
 def test_progress_bar_is_for_slow_loads(
@@ -99,6 +102,8 @@ def test_progress_bar_is_for_slow_loads(
     load_pretrained(PersimmonForCausalLM, tmp_path)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("persimmon_ext.checkpoints.loading._SILENT_SECONDS", 0.0)
+    load_pretrained(PersimmonForCausalLM, tmp_path, progress=False)
+    assert capsys.readouterr().err == ""
     load_pretrained(PersimmonForCausalLM, tmp_path)
     assert "Loading weights: 100%" in capsys.readouterr().err
 

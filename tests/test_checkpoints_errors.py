@@ -25,10 +25,6 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match=r"There is no checkpoint folder '.*nowhere'\.$"):
             load(tmp_path / "nowhere")
 
-    def test_hub_name(self) -> None:
-        with pytest.raises(FileNotFoundError, match=r"'adept/persimmon-8b-base'.*this version does not download"):
-            load("adept/persimmon-8b-base")
-
     def test_file(self, folder: Path) -> None:
         with pytest.raises(NotADirectoryError, match=r"but .*model\.safetensors is a file"):
             load(folder / WEIGHTS)

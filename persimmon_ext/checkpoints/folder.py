@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ PICKLE_NAME = "pytorch_model.bin"
 PICKLE_INDEX_NAME = "pytorch_model.bin.index.json"
 
 # In the order in which transformers looks for them.
-_WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, PICKLE_NAME, PICKLE_INDEX_NAME)
-_QUANTIZED_NAMES = (QUANTIZED_NAME, QUANTIZED_INDEX_NAME)
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WEIGHT_NAMES = (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, PICKLE_NAME, PICKLE_INDEX_NAME)
+QUANTIZED_NAMES = (QUANTIZED_NAME, QUANTIZED_INDEX_NAME)
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,7 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     """
     folder = Path(path)
     if not os.path.lexists(folder):
-        hint = ""
-        if isinstance(path, str) and _HUB_NAME.fullmatch(path):
-            hint = (
-                " If it is a name on the Hugging Face Hub: this version does not download; fetch the repository "
-                "first and pass its folder."
-            )
-        raise FileNotFoundError(f"There is no checkpoint folder {str(path)!r}.{hint}")
+        raise FileNotFoundError(f"There is no checkpoint folder {str(path)!r}.")
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"A checkpoint is a folder with a {CONFIG_NAME} and weights, but {folder} is a file.")
     if not os.path.isfile(folder / CONFIG_NAME):
@@ -68,15 +60,19 @@ def find_weights(folder: Path, *, quantized: bool = False) -> WeightFiles:
     Raises FileNotFoundError if there are none, or if the index names one that is not there; CheckpointError if the
     index is damaged or names a file outside `folder`.
     """
-    names = _QUANTIZED_NAMES if quantized else _WEIGHT_NAMES
+    names = QUANTIZED_NAMES if quantized else WEIGHT_NAMES
     for name in names:
         path = folder / name
         if os.path.isfile(path):
-            return _read_index(path) if name.endswith(".json") else WeightFiles((path,))
+            return _indexed(path) if name.endswith(".json") else WeightFiles((path,))
     raise FileNotFoundError(f"There are no weights in {folder}: none of {', '.join(names)} is there.")
 
 
-def _read_index(index: Path) -> WeightFiles:
+def read_index(index: Path) -> dict[str, str]:
+    """Returns tensor name -> file name, as the index file `index` has them.
+
+    Raises CheckpointError if it is damaged or names a file outside its folder.
+    """
     try:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
     # RecursionError: thousands of nested brackets.
@@ -85,21 +81,17 @@ def _read_index(index: Path) -> WeightFiles:
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names.")
-    shards = {name: _shard_path(index, name) for name in dict.fromkeys(map(_as_text, names.values()))}
-    missing = [name for name, path in shards.items() if not os.path.isfile(path)]
-    if missing:
-        raise FileNotFoundError(f"{index} names {listing(missing)}, which {index.parent} does not have.")
-    weight_map = {tensor: shards[_as_text(name)] for tensor, name in names.items()}
-    return WeightFiles(tuple(shards.values()), index, weight_map)
+    for name in names.values():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{index} names the file {name!r}, which is not inside {index.parent}.")
+    for name in set(names.values()):
+        _check_inside(index, name)
+    return names
 
 
-def _as_text(name: Any) -> str:
-    # A name of another type fails the check of _shard_path by its representation, which then shows in the message.
-    return name if isinstance(name, str) else f"/{name!r}"
-
-
-def _shard_path(index: Path, name: str) -> Path:
-    """Returns the path of shard `name`. Only the file itself may be a link, no folder on the way to it."""
+def _check_inside(index: Path, name: str) -> None:
+    """Raises CheckpointError unless `name` is that of a file in the folder. Only the file itself may be a link, no
+    folder on the way to it."""
     folder = index.parent
     parts = Path(name).parts
     outside = not parts or "\0" in name or os.path.isabs(name) or ".." in parts
@@ -107,4 +99,12 @@ def _shard_path(index: Path, name: str) -> Path:
         outside = not (folder / name).parent.resolve().is_relative_to(folder.resolve())
     if outside:
         raise CheckpointError(f"{index} names the file {name!r}, which is not inside {folder}.")
-    return folder / name
+
+
+def _indexed(index: Path) -> WeightFiles:
+    names = read_index(index)
+    shards = {name: index.parent / name for name in dict.fromkeys(names.values())}
+    missing = [name for name, path in shards.items() if not os.path.isfile(path)]
+    if missing:
+        raise FileNotFoundError(f"{index} names {listing(missing)}, which {index.parent} does not have.")
+    return WeightFiles(tuple(shards.values()), index, {tensor: shards[name] for tensor, name in names.items()})

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from persimmon_ext.checkpoints.configs import check_overrides, read_config
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.checkpoints.filling import Filler
 from persimmon_ext.checkpoints.folder import WeightFiles, checkpoint_folder, find_weights
+from persimmon_ext.checkpoints.hub import HubRequest, find_checkpoint
 from persimmon_ext.checkpoints.names import Assignment, assign, tensor_aliases, tensor_at
+from persimmon_ext.checkpoints.placement import DeviceMap, block_of, connect, place
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, check_request, stored_format
-from persimmon_ext.checkpoints.reading import TensorInfo, open_weights
+from persimmon_ext.checkpoints.reading import TensorInfo, WeightFile, open_weights
+from persimmon_ext.checkpoints.replacing import settle
 from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dtype
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
@@ -24,6 +29,19 @@ from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 Model = TypeVar("Model", bound=nn.Module)
 
 _SILENT_SECONDS = 2.0  # a load that is done by then shows no progress bar
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the loaded tensors shall be."""
+
+    dtype: torch.dtype
+    devices: Mapping[str, torch.device]
+    """Block of the model -> its device."""
+
+    def device(self, name: str) -> torch.device:
+        """Where the tensor `name` goes."""
+        return self.devices[block_of(name)]
 
 
 def load_pretrained(
@@ -34,27 +52,44 @@ def load_pretrained(
     device: str | int | torch.device | None = None,
     config: PersimmonConfig | None = None,
     quantization: str | None = None,
+    device_map: str | int | torch.device | DeviceMap | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    hub: HubRequest | None = None,
+    progress: bool = True,
+    **overrides: Any,
 ) -> Model:
     """Loads a `model_class` from the Hugging Face folder `path`, in eval mode.
 
     The folder has a config.json and model.safetensors, pytorch_model.bin, or either as shards with an index. `dtype`,
     a torch.dtype or its name, becomes that of all parameters; None or "auto" takes config.dtype, and where that is None
-    the dtype of the first tensor loaded. `device` defaults to torch's default device. `config` is used in place of the
-    folder's, which is then not read. The parameters keep the memory layout that the constructor gives them. A
-    classification head that the checkpoint lacks is initialised, with a warning.
+    the dtype of the first tensor loaded. `device` defaults to torch's default device; `device_map` and `max_memory`
+    place the model by layers instead, see :func:`placement.place`. `config` is used in place of the folder's, which is
+    then not read; `overrides` replace fields of either. The parameters keep the memory layout that the constructor
+    gives them. A classification head that the checkpoint lacks is initialised, with a warning. `progress` shows a bar
+    where loading takes more than two seconds.
+
+    A name such as "adept/persimmon-8b-base" that is no folder is looked for on the Hugging Face Hub, as `hub` says.
+    Of a Fuyu model's folder, the language model is loaded, with a warning that names what was left.
 
     `quantization`, "int8" or "int4", quantises the weights of the linear layers as they are read, from the values in
     the file (not rounded to `dtype` first). A folder whose config.json says that it is quantised loads as such.
 
     Raises FileNotFoundError or NotADirectoryError if the folder or a file is not there, CheckpointError if a file is
-    damaged or does not fit the model, ValueError or TypeError for an unusable `dtype`, `device` or config.
+    damaged or does not fit the model, ValueError or TypeError for an unusable `dtype`, `device`, map or config.
     """
-    target_device = parse_device(device)
+    check_overrides(overrides)
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={device!r} and device_map={device_map!r} both say where to load; pass one of them.")
+    where = parse_device(device) if device_map is None else device_map
     requested = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
-    folder = checkpoint_folder(path)
+    folder = checkpoint_folder(find_checkpoint(path, hub or HubRequest()))
+    settle(folder)
     stored = stored_format(folder)
     check_request(quantization, stored, folder)
-    config = PersimmonConfig.from_pretrained(folder) if config is None else copy.deepcopy(config)
+    if config is None:
+        config = read_config(folder, overrides)
+    else:
+        config = PersimmonConfig.from_dict(config.to_dict(), **overrides)
     config.extra.pop(QUANTIZATION_FIELD, None)  # the layers say it from here on
     files = find_weights(folder, quantized=stored is not None)
     infos = _stored_tensors(files)
@@ -68,14 +103,18 @@ def load_pretrained(
         empty_quantized(model, quantization)
     target_dtype = requested or _default_dtype(config, assignment, infos)
     config.dtype = dtype_name(target_dtype)  # the model holds this very config
+    sizes = {name: _size(tensor, target_dtype) for name, tensor in model.state_dict(keep_vars=True).items()}
+    target = Target(target_dtype, place(model, where, max_memory, sizes))
     with torch.no_grad():
-        _fill(model, assignment, infos, aliases, dtype=target_dtype, device=target_device)
+        _fill(model, assignment, infos, aliases, target, progress)
         for name in assignment.initialised:
-            parameter = _materialise(model, (name,), target_dtype, target_device)
+            parameter = _materialise(model, (name,), target)
             if name.endswith("bias"):
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, config.initializer_range)
+    if device_map is not None:
+        connect(model, target.devices)
     return model.eval()
 
 
@@ -106,32 +145,44 @@ def _default_dtype(config: PersimmonConfig, assignment: Assignment, infos: Mappi
     return infos[next(iter(assignment.sources.values()))].dtype  # the embedding's, which is never quantised
 
 
+def _size(tensor: Tensor, dtype: torch.dtype) -> int:
+    return tensor.numel() * (dtype.itemsize if isinstance(tensor, nn.Parameter) else tensor.dtype.itemsize)
+
+
 def _fill(
     model: nn.Module,
     assignment: Assignment,
     infos: Mapping[str, TensorInfo],
     aliases: Mapping[str, tuple[str, ...]],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    target: Target,
+    progress: bool,
 ) -> None:
-    """Copies the tensors into place one after the other, file by file, so that one file at a time is mapped."""
+    """Copies the tensors into place, file by file."""
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for name, stored in assignment.sources.items():
         by_file.setdefault(infos[stored].file, []).append((name, stored))
     total = sum(infos[stored].nbytes for stored in assignment.sources.values())
-    with tqdm(desc="Loading weights", total=total, unit="B", unit_scale=True, delay=_SILENT_SECONDS) as progress:
+    bar = tqdm(
+        desc="Loading weights", total=total, unit="B", unit_scale=True, delay=_SILENT_SECONDS, disable=not progress
+    )
+    with bar, Filler(bar) as filler:
         for path, names in by_file.items():
             with open_weights(path) as weights:
                 for name, stored in names:
-                    _place(model, aliases[name], weights.read(stored), dtype, device)
-                    progress.update(infos[stored].nbytes)
-    for name, stored in assignment.repeats.items():
-        with open_weights(infos[stored].file) as weights:
-            _check_repeat(model.get_parameter(name), weights.read(stored), assignment.sources[name], stored)
+                    _place(model, aliases[name], weights, stored, target, filler)
+                filler.wait()
+        for name, stored in assignment.repeats.items():
+            with open_weights(infos[stored].file) as weights:
+                if not filler.equals(weights, stored, model.get_parameter(name)):
+                    raise CheckpointError(
+                        f"The config ties {assignment.sources[name]} and {stored} (tie_word_embeddings), but the "
+                        "checkpoint holds different values for them; load it with tie_word_embeddings=False."
+                    )
 
 
-def _place(model: nn.Module, names: tuple[str, ...], tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def _place(
+    model: nn.Module, names: tuple[str, ...], weights: WeightFile, stored: str, target: Target, filler: Filler
+) -> None:
     """Gives `model` the stored tensor that it knows by all `names`, quantised where the layer is."""
     plain = []
     for name in names:
@@ -139,31 +190,26 @@ def _place(model: nn.Module, names: tuple[str, ...], tensor: Tensor, dtype: torc
         module = model.get_submodule(owner)
         if isinstance(module, QuantizedLinear) and leaf == "weight":
             try:
-                module.set_weight(tensor, device)
+                module.set_weight(weights.read(stored), target.device(name))
+            except CheckpointError:
+                raise
             except ValueError as error:
                 raise CheckpointError(f"{name} can't be quantised: {error}") from error
         else:
             plain.append(name)
     if plain:
-        _materialise(model, tuple(plain), dtype, device).copy_(tensor)
+        filler.fill(weights, stored, _materialise(model, tuple(plain), target))
 
 
-def _materialise(model: nn.Module, names: tuple[str, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _materialise(model: nn.Module, names: tuple[str, ...], target: Target) -> Tensor:
     """Gives the meta tensor that `model` knows by all `names` memory of its own shape and strides. A parameter gets
-    `dtype`; codes and scales, which are buffers, keep theirs."""
+    the target's dtype; codes and scales, which are buffers, keep theirs."""
     meta = tensor_at(model, names[0])
     is_parameter = isinstance(meta, nn.Parameter)
-    memory = torch.empty_strided(meta.shape, meta.stride(), dtype=dtype if is_parameter else meta.dtype, device=device)
+    dtype = target.dtype if is_parameter else meta.dtype
+    memory = torch.empty_strided(meta.shape, meta.stride(), dtype=dtype, device=target.device(names[0]))
     tensor = nn.Parameter(memory, requires_grad=meta.requires_grad) if is_parameter else memory
     for name in names:
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, tensor)
     return tensor
-
-
-def _check_repeat(parameter: Tensor, other: Tensor, stored: str, repeat: str) -> None:
-    if not torch.equal(parameter, other.to(parameter)):
-        raise CheckpointError(
-            f"The config ties {stored} and {repeat} (tie_word_embeddings), but the checkpoint holds different values "
-            "for them; load it with a config whose tie_word_embeddings is False."
-        )

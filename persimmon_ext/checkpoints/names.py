@@ -1,7 +1,7 @@
 """Matches the names in a checkpoint with the parameters of a model, whichever of the four classes saved it.
 
 A head model calls its tensors ``model.layers.0…`` and its own ``lm_head.weight`` or ``score.…``; the base model saves
-``layers.0…`` without the prefix.
+``layers.0…`` without the prefix. A Fuyu model keeps a Persimmon under ``language_model.`` beside its image tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ HEADS = ("lm_head", "score")
 """The submodules that a head model may have beside its base model."""
 
 _NEW_HEAD = "score."
+_HEAD_WEIGHT = "lm_head.weight"
 _LEGACY_BUFFER = "rotary_emb.inv_freq"
+_FUYU_PREFIX = "language_model."
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ def assign(model: nn.Module, infos: Mapping[str, TensorInfo], folder: Path) -> A
     Raises CheckpointError, naming the tensors, if the model needs one that is missing, if one has nowhere to go, or if
     a shape or the kind of dtype differs.
     """
-    stored = _stored_names(model, infos)
+    language, left = _language_part(infos)
+    if left:
+        warnings.warn(
+            f"The checkpoint {folder} has more than a language model; left unread: {listing(left)}.", stacklevel=4
+        )
+    stored = _stored_names(model, language)
     sources: dict[str, str] = {}
     repeats: dict[str, str] = {}
     absent: list[str] = []
@@ -79,7 +86,8 @@ def assign(model: nn.Module, infos: Mapping[str, TensorInfo], folder: Path) -> A
     problems = _misshapen(model, infos, sources, repeats)
     missing = [name for name in absent if name not in initialised]
     if missing:
-        problems.insert(0, f"{_count(missing, 'tensor')} missing: {listing(_with_shapes(model, missing))}")
+        hint = " (tie_word_embeddings=True uses the embedding's)" if missing == [_HEAD_WEIGHT] else ""
+        problems.insert(0, f"{_count(missing, 'tensor')} missing: {listing(_with_shapes(model, missing))}{hint}")
     if stored:
         problems.append(f"{_count(stored, 'unexpected tensor')}: {listing(stored.values())}")
     if problems:
@@ -93,22 +101,32 @@ def assign(model: nn.Module, infos: Mapping[str, TensorInfo], folder: Path) -> A
     return Assignment(sources, repeats, initialised)
 
 
-def _stored_names(model: nn.Module, infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+def _language_part(infos: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """The name that each tensor of the language model has in a Persimmon checkpoint -> its stored name, and the names
+    of the other tensors: none, unless a Fuyu model saved them."""
+    stored = list(infos)
+    if not any(name.startswith(_FUYU_PREFIX) for name in stored):
+        return {name: name for name in stored}, []
+    language = {name.removeprefix(_FUYU_PREFIX): name for name in stored if name.startswith(_FUYU_PREFIX)}
+    return language, [name for name in stored if not name.startswith(_FUYU_PREFIX)]
+
+
+def _stored_names(model: nn.Module, language: Mapping[str, str]) -> dict[str, str]:
     """Returns the name that each stored tensor has in `model` -> its stored name, without those it has no use for."""
     prefix = f"{getattr(model, 'base_model_prefix', 'model')}."
     model_is_head = hasattr(model, prefix[:-1])
-    saved_by_head = any(name.startswith(prefix) for name in infos)
+    saved_by_head = any(name.startswith(prefix) for name in language)
     names: dict[str, str] = {}
-    for stored in infos:
-        head = stored.split(".", maxsplit=1)[0]
-        if stored.endswith(_LEGACY_BUFFER) or (head in HEADS and not hasattr(model, head)):
+    for saved, stored in language.items():
+        head = saved.split(".", maxsplit=1)[0]
+        if saved.endswith(_LEGACY_BUFFER) or (head in HEADS and not hasattr(model, head)):
             continue
-        name = stored
+        name = saved
         if head not in HEADS and saved_by_head and not model_is_head:
             # What a head model keeps outside its base model gets a name that the base model does not know either.
-            name = stored.removeprefix(prefix) if stored.startswith(prefix) else f"{prefix}{stored}"
+            name = saved.removeprefix(prefix) if saved.startswith(prefix) else f"{prefix}{saved}"
         elif head not in HEADS and model_is_head and not saved_by_head:
-            name = prefix + stored
+            name = prefix + saved
         names[name] = stored
     return names
 

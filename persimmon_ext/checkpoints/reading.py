@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
-import re
 import struct
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from persimmon_ext.checkpoints import pickles
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.checkpoints.region import Region
 from persimmon_ext.checkpoints.targets import WEIGHT_DTYPES
 
 _SAFETENSORS_DTYPES = {
@@ -31,9 +31,6 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
 }
 _HEADER_LENGTH_BYTES = 8
-# Pages once read stay resident, as a second copy of the model, until their map goes: it is renewed after so many bytes.
-_MAPPED_BYTES = 2**26
-_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 @dataclass(frozen=True)
@@ -43,26 +40,39 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
+    row_major: bool = True
+    """Whether it can be read a part at a time, by :meth:`WeightFile.fill`."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
 
     @property
     def nbytes(self) -> int:
         """Size on disk in bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
 
 class WeightFile(AbstractContextManager["WeightFile"], ABC):
-    """One open weight file; leaving its context closes it."""
+    """One open weight file; leaving its context closes it. Reading is safe from several threads."""
 
     infos: Mapping[str, TensorInfo]
     """Name -> what is known of each tensor without reading it."""
+    metadata: Mapping[str, str]
+    """What the file says of itself."""
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """Returns tensor `name` on the CPU; it may be a view of the file."""
+        """Returns tensor `name` on the CPU."""
+
+    @abstractmethod
+    def fill(self, name: str, first: int, target: Tensor) -> None:
+        """Reads elements `first` and on of a row-major tensor into `target`, contiguous, on the CPU, of its dtype."""
 
     @abstractmethod
     def close(self) -> None:
-        """Drops the file and its mapping."""
+        """Drops the file."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
@@ -74,112 +84,173 @@ def open_weights(path: Path) -> WeightFile:
     Raises CheckpointError if it is damaged, holds anything but tensors, or one of another dtype than float32, bfloat16,
     float16, float64 and, in safetensors, int8 and uint8.
     """
-    return _PickleFile(path) if path.suffix == ".bin" else _SafetensorsFile(path)
+    if path.suffix != ".bin":
+        return _safetensors_file(path)
+    with Region(path) as region:
+        zipped = pickles.is_zip(region)
+    return _zipped_pickle(path) if zipped else _LegacyPickle(path)
 
 
-class _SafetensorsFile(WeightFile):
-    """A safetensors file, mapped: tensors are views of it. https://github.com/huggingface/safetensors."""
+class _PlacedTensors(WeightFile):
+    """A file whose tensors lie in it as they do in memory, each at a known place."""
 
-    def __init__(self, path: Path) -> None:
-        _check_header_length(path)
-        self._path = path
-        try:
-            self._map()
-            self.infos = {name: self._info(path, name) for name in self._names()}
-        except (SafetensorError, OSError) as error:
-            reason = str(error)
-            if "IncompleteBuffer" in reason or "incomplete metadata" in reason:
-                reason = "its header does not describe the bytes that follow (the file may be cut short)"
-            raise CheckpointError(f"{path} is not a readable safetensors file: {reason}.") from error
+    def __init__(
+        self,
+        region: Region,
+        infos: Mapping[str, TensorInfo],
+        places: Mapping[str, pickles.Place],
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.infos = infos
+        self.metadata = metadata
+        self._region = region
+        self._places = places
 
-    def _map(self) -> None:
-        self._handle: Any = safe_open(self._path, framework="pt", device="cpu")
-        self._bytes_read = 0
-
-    def _names(self) -> list[str]:
-        return list(self._handle.keys())
-
-    def _info(self, path: Path, name: str) -> TensorInfo:
-        part = self._handle.get_slice(name)
-        stored = part.get_dtype()
-        if stored not in _SAFETENSORS_DTYPES:
-            raise CheckpointError(wrong_dtype(path, name, stored))
-        return TensorInfo(tuple(part.get_shape()), _SAFETENSORS_DTYPES[stored], path)
+    def fill(self, name: str, first: int, target: Tensor) -> None:
+        self._region.fill(target, self._places[name].offset + first * target.dtype.itemsize)
 
     def read(self, name: str) -> Tensor:
-        if self._bytes_read > _MAPPED_BYTES:
-            self._map()
-        self._bytes_read += self.infos[name].nbytes
-        tensor: Tensor = self._handle.get_tensor(name)
-        return tensor
+        info, strides = self.infos[name], self._places[name].strides
+        if info.row_major:
+            tensor = torch.empty(info.shape, dtype=info.dtype)
+            self.fill(name, 0, tensor)
+            return tensor
+        length = 1 + sum((size - 1) * stride for size, stride in zip(info.shape, strides, strict=True))
+        memory = torch.empty(length, dtype=info.dtype)
+        self.fill(name, 0, memory)
+        return memory.as_strided(info.shape, strides)
 
     def close(self) -> None:
-        del self._handle
+        self._region.close()
 
 
-class _PickleFile(WeightFile):
-    """A file of torch.save, mapped where its format allows it. Nothing in it is executed."""
+class _LegacyPickle(WeightFile):
+    """A file that torch before 1.6 wrote, which can only be read whole."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(_refusal(path, error)) from error
-        # A damaged pickle can fail in any way that its opcodes and constructors can.
-        except Exception as error:
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise CheckpointError(f"{path} is not a readable torch.save file: {reason}.") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} must hold a dictionary of tensors, but holds a {type(content).__name__}.")
-        strange = [repr(name) for name, value in content.items() if not _is_plain_tensor(name, value)]
-        if strange:
-            raise CheckpointError(f"{path} must map names to dense tensors, which it does not at {listing(strange)}.")
-        self._tensors: dict[str, Tensor] = content
-        self.infos = {name: self._info(path, name, tensor) for name, tensor in content.items()}
-
-    def _info(self, path: Path, name: str, tensor: Tensor) -> TensorInfo:
-        if tensor.dtype not in WEIGHT_DTYPES.values():
-            raise CheckpointError(wrong_dtype(path, name, tensor.dtype))
-        return TensorInfo(tuple(tensor.shape), tensor.dtype, path)
+        with Region(path) as region:
+            self._tensors: dict[str, Tensor] = _checked_tensors(
+                path, pickles.unpickle(region, map_location="cpu"), lambda tensor: _is_dense(tensor, "cpu")
+            )
+        self.infos = {
+            name: TensorInfo(tuple(tensor.shape), tensor.dtype, path, row_major=False)
+            for name, tensor in self._tensors.items()
+        }
+        self.metadata = {}
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].detach()
 
+    def fill(self, name: str, first: int, target: Tensor) -> None:
+        raise NotImplementedError("A file of torch before 1.6 is read whole.")
+
     def close(self) -> None:
-        del self._tensors
+        self._tensors.clear()
 
 
-def _check_header_length(path: Path) -> None:
+# ---- safetensors -----------------------------------------------------------------------------------------------------
+
+
+def _safetensors_file(path: Path) -> WeightFile:
+    """https://github.com/huggingface/safetensors: the library checks the header; the bytes are read from here."""
+    length = _header_length(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as checked:
+            stored = {name: checked.get_slice(name) for name in checked.keys()}  # noqa: SIM118, not a dict
+            described = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
+            metadata = checked.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+        if "IncompleteBuffer" in reason or "incomplete metadata" in reason:
+            reason = "its header does not describe the bytes that follow (the file may be cut short)"
+        raise CheckpointError(f"{path} is not a readable safetensors file: {reason}.") from error
+    infos, places = {}, {}
+    region = Region(path)
+    try:
+        header = _header(region, length)
+        for name, (dtype, shape) in described.items():
+            if dtype not in _SAFETENSORS_DTYPES:
+                raise CheckpointError(wrong_dtype(path, name, dtype))
+            infos[name] = TensorInfo(shape, _SAFETENSORS_DTYPES[dtype], path)
+            offset = _HEADER_LENGTH_BYTES + length + header[name]["data_offsets"][0]
+            places[name] = pickles.Place(offset, ())
+    except BaseException:
+        region.close()
+        raise
+    return _PlacedTensors(region, infos, places, metadata)
+
+
+def _header_length(path: Path) -> int:
     # Checked here because the library's own message does not say how the two lengths differ.
     size = os.path.getsize(path)
     with path.open("rb") as file:
         start = file.read(_HEADER_LENGTH_BYTES)
     if len(start) < _HEADER_LENGTH_BYTES:
         raise CheckpointError(f"{path} is not a readable safetensors file: it has only {size} bytes.")
-    (length,) = struct.unpack("<Q", start)
+    length = int(struct.unpack("<Q", start)[0])
     if length > size - _HEADER_LENGTH_BYTES:
         raise CheckpointError(
             f"{path} is not a readable safetensors file: its header claims {length} bytes, but only "
             f"{size - _HEADER_LENGTH_BYTES} follow (the file may be cut short)."
         )
+    return length
 
 
-def _is_plain_tensor(name: object, value: object) -> bool:
-    return (
-        isinstance(name, str)
-        and type(value) in (Tensor, torch.nn.Parameter)
-        and value.layout == torch.strided  # type: ignore[attr-defined]
-        and value.device.type == "cpu"  # type: ignore[attr-defined]
-    )
+def _header(region: Region, length: int) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
+        if twice:
+            raise CheckpointError(f"{region.name} is not a readable safetensors file: it has {listing(twice)} twice.")
+        return dict(pairs)
+
+    text = bytearray(length)
+    region.read_into(memoryview(text), _HEADER_LENGTH_BYTES)
+    header: dict[str, Any] = json.loads(text, object_pairs_hook=once)
+    return header
+
+
+# ---- pickles ---------------------------------------------------------------------------------------------------------
+
+
+def _zipped_pickle(path: Path) -> WeightFile:
+    region = Region(path)
+    try:
+        sizes = pickles.records(region)
+        tensors = _checked_tensors(
+            path, pickles.unpickle(region), lambda tensor: pickles.place_of(tensor, sizes) is not None
+        )
+    except BaseException:
+        region.close()
+        raise
+    infos = {
+        name: TensorInfo(tuple(tensor.shape), tensor.dtype, path, row_major=tensor.is_contiguous())
+        for name, tensor in tensors.items()
+    }
+    places = {name: place for name, tensor in tensors.items() if (place := pickles.place_of(tensor, sizes))}
+    return _PlacedTensors(region, infos, places, {})
+
+
+def _checked_tensors(path: Path, content: Any, is_readable: Callable[[Tensor], bool]) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a dictionary of tensors, but holds a {type(content).__name__}.")
+    strange = [
+        repr(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor) and is_readable(value))
+    ]
+    if strange:
+        raise CheckpointError(f"{path} must map names to dense tensors, which it does not at {listing(strange)}.")
+    for name, tensor in content.items():
+        if tensor.dtype not in WEIGHT_DTYPES.values():
+            raise CheckpointError(wrong_dtype(path, name, tensor.dtype))
+    return content
+
+
+def _is_dense(tensor: Tensor, device: str) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == device
 
 
 def wrong_dtype(path: Path, name: str, dtype: object) -> str:
     """The sentence that says so."""
     return f"Tensor {name} in {path} has dtype {dtype}; weights must be {', '.join(WEIGHT_DTYPES)}."
-
-
-def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    wanted = _REFUSED_GLOBAL.search(str(error))
-    if wanted is None:
-        return f"{path} is not a readable torch.save file: {str(error).splitlines()[-1]}"
-    return f"{path} was refused: it asks for {wanted[1]}, and only tensors are read from a checkpoint. Nothing was run."

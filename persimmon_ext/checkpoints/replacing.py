@@ -1,36 +1,141 @@
-"""Replaces files of a folder so that each appears whole or not at all."""
+"""Replaces the weights of a folder so that all of the new files appear or none.
+
+New files are written to a folder beside the old ones. Once they are whole, a journal there says so; then they take
+their names one by one. Whoever finds a journal (the next to save or load there) finishes what it says: a process killed
+half-way through never leaves files of two models side by side. A lock on the folder, which dies with its process, keeps
+two of them apart.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from persimmon_ext.checkpoints.errors import CheckpointError
+from persimmon_ext.checkpoints.folder import QUANTIZED_NAMES, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME
+
 _STAGING_PREFIX = ".saving-"
+_JOURNAL = "files.json"
+_FIXED_NAMES = (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, *QUANTIZED_NAMES)
+_SHARD = re.compile(r"(model|quantized)-\d{5}-of-\d{5}\.safetensors")
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Makes `folder` if need be and yields an empty folder inside it to write to, removed at the end.
+def staged(folder: Path, resumed: str | None = None) -> Iterator[Path]:
+    """Makes `folder` if need be, locks it, and yields a folder inside it to write to, removed at the end.
 
     It lies on the same file system, so that `publish` only renames. If writing fails, no file of `folder` has changed.
+
+    Args:
+        resumed: a name by which the same staging folder is found again: it then outlives an error, and holds what an
+            interrupted run left.
+    Raises: BlockingIOError if another process is writing to `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
-    try:
-        yield staging
-    finally:
+    with _locked(folder, wait=False):
+        _settle_locked(folder, keep=resumed)
+        if resumed is None:
+            staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
+        else:
+            staging = folder / f"{_STAGING_PREFIX}{resumed}"
+            staging.mkdir(exist_ok=True)
+        try:
+            yield staging
+        except BaseException:
+            # With a journal, the files are whole: what couldn't be moved now can be later.
+            if not (staging / _JOURNAL).exists() and (resumed is None or not any(staging.iterdir())):
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
-    """Moves the files `names` from `staging` into `folder`, in that order, over any of the same name."""
+    """Moves the files `names` from `staging` into `folder`, in that order, over any of the same name, and removes
+    weight files of an earlier save that aren't among them."""
     # All bytes reach the disk before the first rename: a power cut leaves no file that is there but empty.
     for name in names:
         with (staging / name).open("rb") as file:
             os.fsync(file.fileno())
+    unfinished = staging / f"{_JOURNAL}.tmp"
+    with unfinished.open("w", encoding="utf-8") as journal:
+        json.dump(list(names), journal)
+        journal.flush()
+        os.fsync(journal.fileno())
+    os.replace(unfinished, staging / _JOURNAL)
+    _finish(staging, folder)
+
+
+def settle(folder: Path) -> None:
+    """Finishes a save to `folder` that was interrupted while its files took their names; for whoever loads it.
+
+    Raises CheckpointError if that can't be done.
+    """
+    if not any(True for _ in folder.glob(f"{_STAGING_PREFIX}*/{_JOURNAL}")):
+        return
+    try:
+        with _locked(folder, wait=True):
+            _settle_locked(folder, finish_only=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"A save to {folder} was interrupted while its files took their names, and they can't now: {error}."
+        ) from error
+
+
+def _settle_locked(folder: Path, *, keep: str | None = None, finish_only: bool = False) -> None:
+    for staging in sorted(folder.glob(f"{_STAGING_PREFIX}*")):
+        if staging.is_symlink() or not staging.is_dir():
+            continue
+        if (staging / _JOURNAL).is_file():
+            _finish(staging, folder)
+        elif finish_only or staging.name == f"{_STAGING_PREFIX}{keep}":
+            continue
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
+
+
+def _finish(staging: Path, folder: Path) -> None:
+    try:
+        names = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))
+    except ValueError:
+        names = None
+    # The folder may come from anywhere: nothing in it may move files about elsewhere.
+    if not isinstance(names, list) or not all(map(_is_file_name, names)):
+        raise CheckpointError(f"{staging / _JOURNAL} is no list of file names: {names!r}.")
     for name in names:
-        os.replace(staging / name, folder / name)
+        with contextlib.suppress(FileNotFoundError):  # it has its name already
+            os.replace(staging / name, folder / name)
+    # The names that decide what is loaded go first: a reader finds the new weights as soon as they are gone.
+    old = [path for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
+    for path in [*(folder / name for name in _FIXED_NAMES), *old]:
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+    (staging / _JOURNAL).unlink()
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and os.path.basename(name) == name
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise BlockingIOError(
+                    f"Another process is saving to {folder} right now; wait until it is done, or save elsewhere."
+                ) from None
+            # Some network file systems have no locks: one saver at a time is then up to the user.
+        yield
+    finally:
+        os.close(descriptor)

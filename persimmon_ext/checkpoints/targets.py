@@ -1,8 +1,13 @@
-"""What a caller may ask of loaded weights: their dtype and their device."""
+"""What a caller may ask of weights: their dtype, their device, and sizes in bytes."""
 
 from __future__ import annotations
 
+import re
+
 import torch
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[KMGT]I?)B", re.IGNORECASE)
 
 WEIGHT_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -47,4 +52,19 @@ def parse_device(device: str | int | torch.device | None) -> torch.device:
         raise ValueError(f"device {device!r} cannot be used: {reason}") from error
     if parsed.type == "meta":
         raise ValueError("device 'meta' holds no values, so a checkpoint cannot be loaded there.")
+    return parsed
+
+
+def parse_size(size: int | str, what: str = "max_shard_size") -> int:
+    """Returns the number of bytes that `size` says: an int, or a string such as "5GB" (10^9) or "5GiB" (2^30).
+
+    Raises ValueError if it is not above 0 or not understood, TypeError for another type; `what` names it.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"{what} must be an int or a string, got {size!r}.")
+    parsed = size if isinstance(size, int) else 0
+    if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())):
+        parsed = int(float(match[1]) * _UNITS[match[2].upper()])
+    if parsed <= 0:
+        raise ValueError(f"{what} must be a number of bytes above 0, such as '5GB' or '500MiB', got {size!r}.")
     return parsed

@@ -5,13 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from persimmon_ext.checkpoints.errors import listing
@@ -25,14 +21,10 @@ from persimmon_ext.checkpoints.folder import (
 from persimmon_ext.checkpoints.names import parameter_aliases
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, record
 from persimmon_ext.checkpoints.replacing import publish, staged
-from persimmon_ext.checkpoints.targets import dtype_name
+from persimmon_ext.checkpoints.safetensors_writer import Source, source_of, write_safetensors
+from persimmon_ext.checkpoints.targets import dtype_name, parse_size
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, quantized_format
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[KMGT]I?)B", re.IGNORECASE)
-_SHARD = re.compile(r"(model|quantized)-\d{5}-of-\d{5}\.safetensors")
-_METADATA = {"format": "pt"}  # transformers reads no file without it
 
 
 def save_pretrained(
@@ -49,11 +41,13 @@ def save_pretrained(
     string such as "500MB" or "2GiB"; a tensor larger than that gets a file of its own. `state_dict` replaces that of
     the model. The files of a quantised model are called quantized….safetensors, and its config.json says the format.
 
-    Everything is written under temporary names first: if that fails, the folder is as before. Weight files of an
-    earlier save that no longer belong are removed at the end.
+    Everything is written beside the old files first, a few megabytes of a tensor at a time: if that fails, or the
+    process is killed, the folder is as before. Weight files of an earlier save that no longer belong are removed at the
+    end.
 
     Raises ValueError if `safe_serialization` is False, the size makes no sense or a tensor has no values, TypeError for
-    something that is not a tensor, NotADirectoryError if `folder` is a file, OSError if the disk is full.
+    something that is not a tensor, NotADirectoryError if `folder` is a file, BlockingIOError if another process is
+    saving there, OSError if the disk is full.
     """
     if not safe_serialization:
         raise ValueError("safe_serialization=False is not available: only safetensors files are written.")
@@ -63,42 +57,20 @@ def save_pretrained(
         raise NotADirectoryError(f"A checkpoint is saved to a folder, but {target} is a file.")
     tensors = _tensors_to_save(model, model.state_dict() if state_dict is None else state_dict)
     config = _config_to_save(model, tensors)
-    shards = _split(tensors, limit)
+    sources = {name: source_of(tensor) for name, tensor in tensors.items()}
     quantized = QUANTIZATION_FIELD in config.extra
-    name, index_name = (
-        (QUANTIZED_NAME, QUANTIZED_INDEX_NAME) if quantized else (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME)
-    )
-    names = [name]
-    if len(shards) > 1:
-        stem = name.removesuffix(".safetensors")
-        names = [f"{stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    shards = split(sources, limit)
+    contents = dict(zip(shard_names(len(shards), quantized=quantized), shards, strict=True))
+    published = [CONFIG_NAME, *contents]
     with staged(target) as staging:
         config.save_pretrained(staging)
-        for name, shard in zip(names, shards, strict=True):
-            _write_shard(staging / name, {key: tensors[key] for key in shard})
-            # safetensors makes files that only their owner may read; they get the rights that the umask asks for.
-            shutil.copymode(staging / CONFIG_NAME, staging / name)
-        published = [CONFIG_NAME, *names]
+        for name, shard in contents.items():
+            write_safetensors(staging / name, {key: sources[key] for key in shard})
         if len(shards) > 1:
-            _write_index(staging / index_name, tensors, dict(zip(names, shards, strict=True)))
+            index_name = QUANTIZED_INDEX_NAME if quantized else SAFETENSORS_INDEX_NAME
+            write_index(staging / index_name, sources, contents)
             published.append(index_name)
         publish(staging, target, published)
-    _remove_earlier(target, keep=set(published))
-
-
-def parse_size(size: int | str) -> int:
-    """Returns the number of bytes that `size` says: an int, or a string such as "5GB" (10^9) or "5GiB" (2^30).
-
-    Raises ValueError if it is not above 0 or not understood, TypeError for another type.
-    """
-    if isinstance(size, bool) or not isinstance(size, (int, str)):
-        raise TypeError(f"max_shard_size must be an int or a string, got {size!r}.")
-    parsed = size if isinstance(size, int) else 0
-    if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())):
-        parsed = int(float(match[1]) * _UNITS[match[2].upper()])
-    if parsed <= 0:
-        raise ValueError(f"max_shard_size must be a number of bytes above 0, such as '5GB' or '500MiB', got {size!r}.")
-    return parsed
 
 
 def _tensors_to_save(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,49 +106,35 @@ def _check_codes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"The model is quantised, but state_dict lacks {listing(missing)}.")
 
 
-def _split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
+def split(sources: Mapping[str, Source], limit: int) -> list[list[str]]:
     """Fills one shard after the other, in order, with at most `limit` bytes (or one tensor) each."""
     shards: list[list[str]] = [[]]
     used = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and used + tensor.nbytes > limit:
+    for name, source in sources.items():
+        if shards[-1] and used + source.nbytes > limit:
             shards.append([])
             used = 0
         shards[-1].append(name)
-        used += tensor.nbytes
+        used += source.nbytes
     return shards
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    rows: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        row_major = tensor.cpu().contiguous()
-        # safetensors writes no two views of one storage.
-        rows[name] = row_major.clone() if row_major.untyped_storage().data_ptr() in storages else row_major
-        storages.add(rows[name].untyped_storage().data_ptr())
-    try:
-        save_file(rows, path, metadata=_METADATA)
-    except SafetensorError as error:  # its form of an I/O error, which does not name the file
-        raise OSError(f"{path.parent.parent / path.name} could not be written: {error}.") from error
+def shard_names(count: int, *, quantized: bool = False) -> list[str]:
+    """The names of the files of a checkpoint in `count` shards."""
+    name = QUANTIZED_NAME if quantized else SAFETENSORS_NAME
+    if count == 1:
+        return [name]
+    stem = name.removesuffix(".safetensors")
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def _write_index(path: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -> None:
+def write_index(path: Path, sources: Mapping[str, Source], shards: Mapping[str, Sequence[str]]) -> None:
+    """Writes the index of `shards`, file name -> its tensors."""
     index = {
         "metadata": {
-            "total_parameters": sum(tensor.numel() for tensor in tensors.values()),
-            "total_size": sum(tensor.nbytes for tensor in tensors.values()),
+            "total_parameters": sum(source.numel for source in sources.values()),
+            "total_size": sum(source.nbytes for source in sources.values()),
         },
         "weight_map": {tensor: name for name, shard in shards.items() for tensor in shard},
     }
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _remove_earlier(folder: Path, keep: set[str]) -> None:
-    # The names that decide what is loaded go first: a reader finds the new weights as soon as they are gone.
-    for name in (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, QUANTIZED_NAME, QUANTIZED_INDEX_NAME):
-        if name not in keep:
-            (folder / name).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if _SHARD.fullmatch(path.name) and path.name not in keep:
-            path.unlink()

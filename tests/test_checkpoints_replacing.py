@@ -1,0 +1,148 @@
+"""Saving over a checkpoint: full disks, killed processes and two savers at once leave one whole model."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import assert_same_tensors, load, make_model
+
+from persimmon_ext.checkpoints import CheckpointError, replacing, save_pretrained
+
+SIZES = ["5GB", 3000]
+TESTS = Path(__file__).parent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def save_and_die(folder: Path, size: int | str, where: str, calls: int) -> None:
+    """Saves make_model(seed=1) to `folder` in a process that is killed before call number `calls` of os.`where`."""
+    script = f"""
+        import os, signal
+        from checkpoint_helpers import make_model
+        from persimmon_ext.checkpoints import save_pretrained
+
+        left, original = [{calls}], os.{where}
+        def dying(*arguments, **options):
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return original(*arguments, **options)
+
+        model = make_model(seed=1)
+        os.{where} = dying
+        save_pretrained(model, {str(folder)!r}, max_shard_size={size!r})
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, check=False)
+    assert run.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path: Path, size: int | str) -> None:
+    save_pretrained(make_model(), tmp_path, max_shard_size=size)
+    before = contents(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # The nearest thing to a full disk that a test may make: no file may grow beyond 2500 bytes.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_pretrained(make_model(seed=1), tmp_path, max_shard_size=size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ".safetensors" in str(caught.value.filename)
+    assert contents(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(before)
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    save_pretrained(make_model(), tmp_path, max_shard_size=3000)
+    before = contents(tmp_path)
+    save_and_die(tmp_path, 3000, "fsync", calls=1)
+    assert contents(tmp_path) == before
+    assert list(tmp_path.glob(".saving-*"))
+    assert_same_tensors(make_model(), load(tmp_path))
+    save_pretrained(make_model(seed=2), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# The first two calls are config.json's own and the journal's.
+@pytest.mark.parametrize(("size", "calls"), [("5GB", 2), ("5GB", 3), (3000, 2), (3000, 4), (3000, 6)])
+def test_killed_while_files_take_their_names(tmp_path: Path, size: int | str, calls: int) -> None:
+    save_pretrained(make_model(), tmp_path, max_shard_size=3000)
+    save_and_die(tmp_path, size, "replace", calls)
+    assert_same_tensors(make_model(seed=1), load(tmp_path))
+    assert not list(tmp_path.glob(".saving-*"))
+    fresh = tmp_path / "fresh"
+    save_pretrained(make_model(seed=1), fresh, max_shard_size=size)
+    assert contents(tmp_path) == contents(fresh)
+
+
+def test_the_next_save_finishes_the_interrupted_one(tmp_path: Path) -> None:
+    save_pretrained(make_model(), tmp_path, max_shard_size=3000)
+    save_and_die(tmp_path, 3000, "replace", 4)
+    save_pretrained(make_model(seed=2), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert_same_tensors(make_model(seed=2), load(tmp_path))
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    save_pretrained(make_model(), tmp_path)
+    script = f"""
+        from pathlib import Path
+        from persimmon_ext.checkpoints import replacing
+        with replacing.staged(Path({str(tmp_path)!r})):
+            print("locked", flush=True)
+            input()
+    """
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(BlockingIOError, match=r"Another process is saving to .* right now; wait until it is done"):
+            save_pretrained(make_model(seed=1), tmp_path)
+        assert_same_tensors(make_model(), load(tmp_path))
+        other.communicate("\n")
+    save_pretrained(make_model(seed=1), tmp_path)
+    assert_same_tensors(make_model(seed=1), load(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/b", "", "..", 3])
+def test_a_journal_may_not_name_files_elsewhere(tmp_path: Path, name: object) -> None:
+    folder = tmp_path / "checkpoint"
+    save_pretrained(make_model(), folder)
+    staging = folder / ".saving-x"
+    staging.mkdir()
+    (staging / "files.json").write_text(json.dumps([name]))
+    with pytest.raises(CheckpointError, match=r"files\.json is no list of file names"):
+        load(folder)
+
+
+def test_a_folder_that_cannot_be_put_right_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pretrained(make_model(), tmp_path)
+    staging = tmp_path / ".saving-x"
+    staging.mkdir()
+    (staging / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    (staging / "files.json").write_text('["config.json"]')
+
+    def read_only(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(replacing.os, "replace", read_only)
+    with pytest.raises(CheckpointError, match="was interrupted while its files took their names, and they can't"):
+        load(tmp_path)
