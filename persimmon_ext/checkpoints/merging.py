@@ -1,0 +1,131 @@
+"""Puts the ranks of a tensor-parallel release together, under the names of a Hugging Face checkpoint.
+
+A column-parallel weight is split by rows (the output features; of query_key_value, whole heads), a row-parallel one by
+columns, an embedding by rows. All ranks have the same norms, and the same biases behind row-parallel weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from persimmon_ext.checkpoints.adept import Rank
+from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.checkpoints.safetensors_writer import Source
+
+_BY_ROWS = (
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "query_key_value.weight",
+    "query_key_value.bias",
+    "dense_h_to_4h.weight",
+    "dense_h_to_4h.bias",
+)
+_BY_COLUMNS = ("self_attn.dense.weight", "dense_4h_to_h.weight")
+_DROPPED = "rotary_emb.inv_freq"
+_PREFIXES = {
+    "language_model.embedding.word_embeddings.": "model.embed_tokens.",
+    "language_model.encoder.": "model.",
+    "word_embeddings_for_head.": "lm_head.",
+}
+_PIECE = 2**22  # bytes of a rank read at a time
+
+
+def hugging_face_name(name: str) -> str | None:
+    """The name of the authors' tensor `name` in a Hugging Face checkpoint; None for a buffer that none has."""
+    if name.endswith(_DROPPED):
+        return None
+    for prefix, replacement in _PREFIXES.items():
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix).replace(".self_attention.", ".self_attn.")
+    return name
+
+
+def merged(ranks: Sequence[Rank], dtype: torch.dtype | None) -> dict[str, Source]:
+    """The whole tensors of a release by their new names, in `dtype` (None: as they are); their values are read when
+    they are asked for.
+
+    Raises CheckpointError if the ranks differ in more than their share.
+    """
+    names = {name: new for name in ranks[0].tensors if (new := hugging_face_name(name)) is not None}
+    for rank in ranks[1:]:
+        odd = [name for name in set(rank.tensors) ^ set(ranks[0].tensors) if hugging_face_name(name) is not None]
+        if odd:
+            raise CheckpointError(f"{ranks[0].region.name} and {rank.region.name} differ in having {listing(odd)}.")
+    return {new: _merged_tensor(ranks, name, new, dtype) for name, new in names.items()}
+
+
+def check_shapes(sources: Mapping[str, Source], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError, naming the tensors, unless `sources` are those of the config."""
+    problems = []
+    if missing := [name for name in expected if name not in sources]:
+        problems.append(f"lacks {listing(missing)}")
+    if unknown := [name for name in sources if name not in expected]:
+        problems.append(f"has {listing(unknown)}, which Persimmon hasn't")
+    wrong = [
+        f"{name} {list(source.shape)} instead of {list(expected[name])}"
+        for name, source in sources.items()
+        if name in expected and source.shape != expected[name]
+    ]
+    if wrong:
+        problems.append(f"has other shapes than its arguments say: {listing(wrong)}")
+    if problems:
+        raise CheckpointError(f"The release {'; it '.join(problems)}.")
+
+
+def _merged_tensor(ranks: Sequence[Rank], name: str, new: str, dtype: torch.dtype | None) -> Source:
+    parts = [rank.tensors[name] for rank in ranks]
+    first = parts[0]
+    if not first.is_floating_point() or any(part.dtype != first.dtype for part in parts):
+        raise CheckpointError(f"Tensor {name} has the dtypes {listing(str(part.dtype) for part in parts)}.")
+    dim = 0 if new.endswith(_BY_ROWS) else 1 if new.endswith(_BY_COLUMNS) else None
+    if dim is None:
+        _check_same(ranks, name)
+        ranks, parts, dim = ranks[:1], parts[:1], 0
+    rest = [(*part.shape[:dim], *part.shape[dim + 1 :]) for part in parts]
+    if any(shape != rest[0] for shape in rest):
+        raise CheckpointError(
+            f"Tensor {name} can't be merged from shapes {listing(str(list(p.shape)) for p in parts)}."
+        )
+    shape = (*first.shape[:dim], sum(part.shape[dim] for part in parts), *first.shape[dim + 1 :])
+
+    def pieces() -> Iterator[Tensor]:
+        read = _row_after_row if dim == 0 else _side_by_side
+        for piece in read(ranks, name):
+            yield piece if dtype is None else piece.to(dtype)
+
+    return Source(shape, dtype or first.dtype, pieces)
+
+
+def _row_after_row(ranks: Sequence[Rank], name: str) -> Iterator[Tensor]:
+    for rank in ranks:
+        step = _rows_at_a_time(rank.tensors[name])
+        for first in range(0, len(rank.tensors[name]), step):
+            yield _rows(rank, name, first, step)
+
+
+def _side_by_side(ranks: Sequence[Rank], name: str) -> Iterator[Tensor]:
+    step = _rows_at_a_time(ranks[0].tensors[name])
+    for first in range(0, len(ranks[0].tensors[name]), step):
+        yield torch.cat([_rows(rank, name, first, step) for rank in ranks], dim=1)
+
+
+def _check_same(ranks: Sequence[Rank], name: str) -> None:
+    whole = [_rows(rank, name, 0, len(rank.tensors[name])) for rank in ranks[1:]]
+    reference = _rows(ranks[0], name, 0, len(ranks[0].tensors[name])) if whole else None
+    for rank, other in zip(ranks[1:], whole, strict=True):
+        if reference is not None and not torch.equal(reference, other):
+            raise CheckpointError(f"{ranks[0].region.name} and {rank.region.name} have different values of {name}.")
+
+
+def _rows_at_a_time(tensor: Tensor) -> int:
+    return max(1, _PIECE // max(1, tensor[:1].nbytes))
+
+
+def _rows(rank: Rank, name: str, first: int, count: int) -> Tensor:
+    described = rank.tensors[name]
+    piece = torch.empty((min(count, len(described) - first), *described.shape[1:]), dtype=described.dtype)
+    rank.region.fill(piece, rank.places[name].offset + first * described[:1].nbytes)
+    return piece
