@@ -6,6 +6,7 @@ Dims: B batch, H heads, S cached length, T new tokens, D head dim.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """What both caches share: a list of layers, and the operations over all of them."""
+    """What all caches share: a list of layers, and the operations over all of them."""
+
+    #: Whether `buffers` gives kernels a place to write K and V, and not only `update` takes them.
+    in_place = True
 
     def __init__(self, layers: list[CacheLayer]) -> None:
         self.layers = layers
@@ -48,6 +52,16 @@ class Cache:
     def get_max_cache_shape(self) -> int:
         """Returns `max_cache_len`, under the name that transformers used for it."""
         return self.max_cache_len
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row that are allocated; the fewest of the layers."""
+        return min((layer.capacity for layer in self.layers), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that K and V occupy, slots without a token included."""
+        return sum(layer.nbytes for layer in self.layers)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
@@ -109,6 +123,19 @@ class Cache:
         if batch is not None:
             self._select(torch.arange(batch).repeat_interleave(repeats), "repeats")
 
+    def broadcast(self, batch: int, reserve: int = 0) -> Cache:
+        """A copy whose `batch` rows are the one row of this cache, so that many texts can go on from one prefix.
+
+        `reserve`: slots that the copy has at least, if it grows. Carries no gradient. ValueError for several rows.
+        """
+        if self.batch_size not in (None, 1):
+            raise ValueError(
+                f"Only a cache of one row can be broadcast to {batch}, and this one has {self.batch_size}."
+            )
+        twin = copy.copy(self)
+        twin.layers = [layer.broadcast(batch, reserve) for layer in self.layers]
+        return twin
+
     def reset(self) -> None:
         """Forgets all tokens of every layer."""
         for layer in self.layers:
@@ -148,17 +175,20 @@ class Cache:
 class DynamicCache(Cache):
     """A cache that grows with the tokens, in place and by a quarter at a time.
 
-    With `config` it has that many layers from the start; without, layers appear as they are first used.
+    With `config` it has that many layers from the start; without, layers appear as they are first used. `reserve`:
+    slots that the first allocation has at least, so that no copy is made until there are more tokens.
     """
 
-    def __init__(self, config: PersimmonConfig | None = None) -> None:
-        super().__init__([CacheLayer() for _ in range(config.num_hidden_layers if config is not None else 0)])
+    def __init__(self, config: PersimmonConfig | None = None, reserve: int = 0) -> None:
+        layers = config.num_hidden_layers if config is not None else 0
+        super().__init__([CacheLayer(reserve=reserve) for _ in range(layers)])
+        self._reserve = reserve
         self._fixed_layers = config is not None
 
     def _layer(self, layer_idx: int) -> CacheLayer:
         if self._fixed_layers or layer_idx < len(self.layers):
             return super()._layer(layer_idx)
-        self.layers.extend(CacheLayer() for _ in range(layer_idx + 1 - len(self.layers)))
+        self.layers.extend(CacheLayer(reserve=self._reserve) for _ in range(layer_idx + 1 - len(self.layers)))
         return self.layers[layer_idx]
 
 

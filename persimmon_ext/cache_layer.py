@@ -5,6 +5,7 @@ Dims: B batch, H heads, S cached length, T new tokens, D head dim.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -14,10 +15,11 @@ _ROUND = 64  # a growing storage is a whole number of this many slots
 
 
 class CacheLayer:
-    """K and V of one layer. `max_length` is its fixed number of slots, or None if it grows."""
+    """K and V of one layer. `max_length` is its fixed number of slots, or None if it grows, from `reserve` slots on."""
 
-    def __init__(self, max_length: int | None = None) -> None:
+    def __init__(self, max_length: int | None = None, reserve: int = 0) -> None:
         self.max_length = max_length
+        self.reserve = reserve
         self._length = 0
         self._storage: tuple[Tensor, Tensor] | None = None
         # False once autograd may hold the storage: it is then replaced rather than written to.
@@ -47,6 +49,11 @@ class CacheLayer:
     def capacity(self) -> int:
         """Number of slots allocated."""
         return 0 if self._storage is None else self._storage[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots, valid or not."""
+        return 0 if self._storage is None else sum(storage.nbytes for storage in self._storage)
 
     def get_seq_length(self) -> int:
         """Number of valid slots, S."""
@@ -124,6 +131,19 @@ class CacheLayer:
         for storage, content in zip(self._storage, chosen, strict=True):
             storage[:, :, : self._length].copy_(content)
 
+    def broadcast(self, batch: int, reserve: int) -> CacheLayer:
+        """A copy of `batch` rows that are the one row of this layer, with at least `reserve` slots if it grows."""
+        twin = copy.copy(self)
+        if self._storage is None:
+            return twin
+        _, heads, capacity, dim = self._storage[0].shape
+        slots = capacity if self.max_length is not None else max(capacity, reserve)
+        twin._storage = self._allocate((batch, heads, slots, dim), self._storage[0].dtype, self._storage[0].device)
+        twin._writable = True
+        for storage, row in zip(twin._storage, self._storage, strict=True):
+            storage[:, :, : self._length].copy_(row.detach()[:, :, : self._length].expand(batch, -1, -1, -1))
+        return twin
+
     def reset(self) -> None:
         """Forgets all tokens. A fixed storage stays where it is; a growing one is freed."""
         self._length = 0
@@ -175,6 +195,8 @@ class CacheLayer:
     def _capacity_for(self, needed: int) -> int:
         if self.max_length is not None:
             return self.max_length
+        if needed <= self.reserve:
+            return self.reserve
         # A little room after a prefill, then growth by a quarter: few copies, and little memory unused.
         room = needed + (max(needed // 4, 1) if self.is_initialized else 1)
         return -(-room // _ROUND) * _ROUND

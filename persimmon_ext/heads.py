@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from persimmon_ext import generation, losses
+from persimmon_ext.cache import Cache
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.decode_plan import DecodePlan
 from persimmon_ext.layers import Linear
 from persimmon_ext.modeling import PersimmonModel
 from persimmon_ext.outputs import (
@@ -37,6 +40,19 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         nn.init.normal_(self.lm_head.weight, 0.0, config.initializer_range)
         self.tie_weights()
+        self.generation_config = generation.GenerationConfig.from_model_config(self.config)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **options: Any) -> PersimmonForCausalLM:
+        """As :meth:`PersimmonPreTrainedModel.from_pretrained`; reads generation_config.json too, where there is one."""
+        model = super().from_pretrained(path, **options)
+        model.generation_config = generation.GenerationConfig.from_folder(path) or model.generation_config
+        return model
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """As :meth:`PersimmonPreTrainedModel.save_pretrained`; writes generation_config.json too."""
+        super().save_pretrained(folder, **options)
+        self.generation_config.save(folder)
 
     def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:
@@ -114,6 +130,11 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def generate(self, input_ids: Tensor | None = None, **arguments: Any) -> Any:
         """Continues a prompt; see :func:`persimmon_ext.generation.generate` for the arguments."""
         return generation.generate(self, input_ids, **arguments)
+
+    def decode_plan(self, slots: int, cache: Any) -> DecodePlan | None:
+        """A faster way to run a few tokens at a time up to `slots` of them, or None where forward must do it."""
+        in_place = isinstance(cache, Cache) and cache.in_place
+        return DecodePlan(self, slots) if in_place and DecodePlan.fits(self) else None
 
 
 def check_before_running(inputs: Tensor | None, labels: Tensor | None, logits_to_keep: int | Tensor) -> None:

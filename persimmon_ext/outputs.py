@@ -142,3 +142,39 @@ class GenerateOutput(ModelOutput):
     attentions: tuple[tuple[Tensor, ...], ...] | None = None
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     past_key_values: Cache | None = None
+
+
+@dataclass(eq=False)
+class SpeculativeGenerateOutput(GenerateOutput):
+    """`speculation`: how many tokens were drafted and accepted; the rest as in `GenerateOutput`."""
+
+    speculation: Speculation | None = None
+
+
+@dataclass(eq=False)
+class GenerateBeamOutput(ModelOutput):
+    """Of beam search: `sequences_scores` [B] (with scores only) and `beam_indices` int64 [B, new], the row of `scores`
+    that each token came from (-1: after the end); the rest as in `GenerateOutput`."""
+
+    sequences: Tensor | None = None
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
+    past_key_values: Cache | None = None
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How drafting went: a step of the model gives one token of its own besides the accepted ones."""
+
+    drafted: int
+    accepted: int
+    steps: int
+
+    @property
+    def acceptance_rate(self) -> float:
+        """The share of drafted tokens that stayed; 0 without drafts."""
+        return self.accepted / self.drafted if self.drafted else 0.0

@@ -151,9 +151,14 @@ class PersimmonRotaryEmbedding(nn.Module):
             self._by_device[device] = (frequencies.to(device), beyond.to(device))
         return self._by_device[device]
 
+    @property
+    def depends_on_longest(self) -> bool:
+        """Whether the angle at a position depends on the largest position of the call too."""
+        return self.rope_type in ("dynamic", "longrope")
+
     def _inverse_frequencies(self, position_ids: Tensor) -> Tensor:
         frequencies, beyond = self._constants_on(position_ids.device)
-        if self.rope_type not in ("dynamic", "longrope") or position_ids.numel() == 0:
+        if not self.depends_on_longest or position_ids.numel() == 0:
             return frequencies
         sequence_length = position_ids.max() + 1
         if self.rope_type == "longrope":

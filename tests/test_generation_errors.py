@@ -75,8 +75,8 @@ CASES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (IDS, {**ONE, "past_key_values": 3}, TypeError, "past_key_values must be a cache such as DynamicCache, got int"),
     (IDS, {**ONE, "past_key_values": DynamicCache(), "use_cache": False}, ValueError, "with use_cache=False"),
     # What does not exist.
-    (IDS, {**ONE, "num_beams": 4}, TypeError, "'num_beams'"),
-    (IDS, {**ONE, "temprature": 1.0}, TypeError, "'temprature'"),
+    (IDS, {**ONE, "penalty_alpha": 4}, TypeError, "generate() got an argument 'penalty_alpha', which persimmon_ext"),
+    (IDS, {**ONE, "temprature": 1.0}, TypeError, "doesn't have; did you mean temperature?"),
 ]
 
 

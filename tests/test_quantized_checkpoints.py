@@ -94,9 +94,10 @@ def test_saving_over_another_kind_leaves_one(tmp_path, name):
     quantized.save_pretrained(tmp_path, max_shard_size=40_000)
     assert not list(tmp_path.glob("model*"))
     quantized.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "generation_config.json", WEIGHTS]
     model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert PersimmonForCausalLM.from_pretrained(tmp_path).quantization is None
 
 

@@ -1,9 +1,11 @@
 """Text generation for any causal model with transformers' forward signature.
 
-`settings` holds and checks what the caller asks for, `prompt` the tokens that generation starts from, `processors` and
-`sampling` turn logits into a token, and `loop` runs the model. Imports neither the model nor its heads.
+`config` holds what the caller asks for; `settings` and `request` check it; `prompt` is the tokens to start from.
+`runner` runs the model, `processors` and `sampling` turn logits into tokens, `criteria` end rows; `loop`, `beam` and
+`speculative` are the ways to go on from there. Imports neither the model nor its heads.
 """
 
+from persimmon_ext.generation.config import GenerationConfig
 from persimmon_ext.generation.generate import generate
 
-__all__ = ["generate"]
+__all__ = ["GenerationConfig", "generate"]

@@ -6,23 +6,21 @@ Dims: B batch, T tokens of the prompt, V vocab.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from persimmon_ext.generation.loop import Decoder, Streamer, Trace
-from persimmon_ext.generation.processors import penalties
+from persimmon_ext.generation.beam import BeamResult, BeamSearch
+from persimmon_ext.generation.config import combine
+from persimmon_ext.generation.drafts import Drafter, DraftModel, PromptLookup
+from persimmon_ext.generation.loop import Streamer, Task, generate_plainly
+from persimmon_ext.generation.memory import make_cache
 from persimmon_ext.generation.prompt import Prompt, prepare_prompt
-from persimmon_ext.generation.sampling import Greedy, Sampler, row_seeds
-from persimmon_ext.generation.settings import (
-    DEFAULT_TOP_K,
-    resolve_distribution,
-    resolve_lengths,
-    resolve_special_tokens,
-)
-from persimmon_ext.generation.warning import warn
-from persimmon_ext.outputs import GenerateOutput
+from persimmon_ext.generation.request import Request, prepare_request
+from persimmon_ext.generation.runner import Recording, Runner
+from persimmon_ext.generation.speculative import generate_speculatively
+from persimmon_ext.outputs import GenerateBeamOutput, GenerateOutput, Speculation, SpeculativeGenerateOutput
 
 
 # Not inference_mode: its tensors could not be used in training afterwards.
@@ -32,131 +30,133 @@ def generate(
     input_ids: Tensor | None = None,
     *,
     attention_mask: Tensor | None = None,
-    max_new_tokens: int | None = None,
-    max_length: int | None = None,
-    min_new_tokens: int | None = None,
-    min_length: int | None = None,
-    do_sample: bool = False,
-    temperature: float | None = 1.0,
-    top_k: int | None = DEFAULT_TOP_K,
-    top_p: float | None = 1.0,
-    min_p: float | None = None,
-    repetition_penalty: float | None = 1.0,
-    seed: int | Sequence[int] | None = None,
-    eos_token_id: int | Sequence[int] | Literal["config"] | None = "config",
-    pad_token_id: int | Literal["config"] | None = "config",
-    streamer: Streamer | None = None,
     past_key_values: Any = None,
-    use_cache: bool = True,
-    return_dict_in_generate: bool = False,
-    output_scores: bool = False,
-    output_logits: bool = False,
-) -> Tensor | GenerateOutput:
-    """Continues each row of `input_ids`, by the likeliest tokens or by sampling, without gradients.
+    generation_config: Any = None,
+    logits_processor: Sequence[Any] | None = None,
+    stopping_criteria: Sequence[Any] | None = None,
+    streamer: Streamer | None = None,
+    assistant_model: Any = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> Tensor | GenerateOutput | GenerateBeamOutput:
+    """Continues each row of `input_ids`, by the likeliest tokens, beam search or sampling, without gradients.
 
     Args:
         model: a causal language model with a ``config``; its training mode is left as it is.
-        input_ids: integers [B, T], left-padded. None starts from the config's ``bos_token_id``.
-        attention_mask: [B, T], 1 for a token and 0 for padding at the left. None: tokens equal to `pad_token_id` are
+        input_ids: integers [B, T], left-padded. None starts from ``bos_token_id``.
+        attention_mask: [B, T], 1 for a token and 0 for padding at the left. None: tokens equal to ``pad_token_id`` are
             padding, unless it also ends sequences.
-        max_new_tokens: new tokens at most. Wins over `max_length`; 20 if neither is given.
-        max_length: tokens at most, prompt included.
-        min_new_tokens: new tokens before a row may end. Wins over `min_length`.
-        min_length: tokens before a row may end, prompt included.
-        do_sample: draw tokens from the distribution that the next four arguments shape, in their order.
-        temperature: divides the logits, above 0.
-        top_k: keep that many likeliest tokens; 0 or None keeps all. Note the default of 50, as in transformers.
-        top_p: keep the fewest likeliest tokens of at least this probability in sum, in (0, 1].
-        min_p: keep tokens at least this many times as likely as the likeliest, in [0, 1].
-        repetition_penalty: above 1 makes tokens that occurred less likely, sampling or not.
-        seed: an integer, or one a row. The same seed gives the same tokens; each row has its own random stream, which
-            goes by the place of a token in its sequence. None: from torch's global generator.
-        eos_token_id: tokens that end a row. None or an empty list: no token does.
-        pad_token_id: fills rows after their end. None: the first of `eos_token_id`.
-        streamer: gets the prompt, then each token, as transformers' streamers do. For one row.
         past_key_values: a cache to continue from and to extend. `input_ids` is then the whole sequence, or the new
-            tokens with an `attention_mask` that covers the cached ones too.
-        use_cache: False computes the whole sequence at each step.
-        return_dict_in_generate: return a `GenerateOutput` with the sequences and the cache.
-        output_scores: add the scores that each token was chosen by, fp32 [B, V] with -inf for what was filtered out.
-        output_logits: add the model's logits, fp32 [B, V].
+            tokens with an `attention_mask` that covers the cached ones too. A cache of one row is copied to all B.
+        generation_config: settings, as a :class:`GenerationConfig` (transformers' will do) or a dictionary.
+        logits_processor: functions of ids [B, S] and scores fp32 [B, V] that return new scores, after our own and
+            before sampling's filters; transformers' processors are such functions.
+        stopping_criteria: functions of ids [B, S] and scores that say which rows end, bool [B].
+        streamer: gets the prompt, then each token, as transformers' streamers do. For one row, without beams.
+        assistant_model: a smaller model with the same vocabulary that drafts tokens. For one row, without beams.
+        tokenizer: reads ids for ``stop_strings``.
+        settings: the fields of :class:`persimmon_ext.GenerationConfig`; they win over the other sources.
 
-    Returns: int64 [B, T + new] with the prompt first, on the device of `input_ids`, or a `GenerateOutput`.
+    Returns: int64 [B * results, T + new] with the prompt first, on the device of `input_ids`, or a `GenerateOutput`.
 
     Raises: TypeError for a value of the wrong kind or an unknown argument; ValueError for one outside its
-        range, or if the model's logits become NaN.
+        range, or if the model's logits become NaN; MemoryError for a cache that doesn't fit.
     """
-    config = model.config
-    if (output_scores or output_logits) and not return_dict_in_generate:
-        warn("output_scores and output_logits have no effect without return_dict_in_generate=True.")
-    special = resolve_special_tokens(config, eos_token_id, pad_token_id)
-    device = model.device
-    prompt = prepare_prompt(input_ids, attention_mask, past_key_values, config=config, device=device, special=special)
-    lengths = resolve_lengths(
-        prompt.ids.shape[1],
-        config.max_position_embeddings,
-        max_new_tokens=max_new_tokens,
-        max_length=max_length,
-        min_new_tokens=min_new_tokens,
-        min_length=min_length,
-    )
-    distribution = resolve_distribution(
-        config.vocab_size,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
-    _check_cache(past_key_values, use_cache, prompt, lengths.longest)
-    _check_streamer(streamer, len(prompt.ids))
-    keep_scores = return_dict_in_generate and output_scores
-    seeds = row_seeds(seed, len(prompt.ids)) if distribution.sample or seed is not None else []
-    ends = torch.tensor(special.ends, dtype=torch.int64, device=device)
-    decoder = Decoder(
-        model=model,
-        processors=penalties(distribution, lengths.shortest, ends, prompt.padding()),
-        choose=Sampler(distribution, seeds, prompt.token_counts(), keep_scores) if distribution.sample else Greedy(),
-        ends=ends,
-        pad=special.pad,
-        longest=lengths.longest,
-        cache=past_key_values,
-        use_cache=use_cache,
+    config = combine(model, generation_config, settings)
+    request = prepare_request(
+        model.config.vocab_size,
+        config,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
         streamer=streamer,
-        trace=Trace([] if keep_scores else None, [] if return_dict_in_generate and output_logits else None),
+        assistant_model=assistant_model,
+        tokenizer=tokenizer,
     )
-    sequences = decoder.run(prompt)
+    prompt = prepare_prompt(
+        input_ids,
+        attention_mask,
+        past_key_values,
+        bos=config.bos_token_id,
+        vocab_size=model.config.vocab_size,
+        device=model.device,
+        special=request.special,
+    )
+    request.set_prompt(prompt, model.config.max_position_embeddings)
+    runner = _make_runner(model, request, prompt, past_key_values)
+    task = request.task(runner, prompt)
+    speculation = result = None
+    if streamer is not None:
+        streamer.put(prompt.ids.cpu())
+    try:
+        with runner.undone_on_error():
+            if request.beams.number > 1:
+                rng = request.rng(prompt)
+                search = BeamSearch(task, request.beams, request.special, request.fill, request.distribution, rng)
+                result = search.run(prompt)
+                sequences = result.sequences
+            elif request.speculates:
+                sequences, speculation = generate_speculatively(task, prompt, _drafter(request, task, prompt))
+            else:
+                sequences = generate_plainly(task, prompt)
+    finally:
+        # Also after an error or Ctrl-C: a reader in another thread would wait for ever.
+        if streamer is not None:
+            streamer.end()
+    request.warn_of_length(prompt.earlier + sequences.shape[1], model.config.max_position_embeddings)
     if input_ids is not None:
         sequences = sequences.to(input_ids.device)
-    if not return_dict_in_generate:
+    if not config.return_dict_in_generate:
         return sequences
-    return GenerateOutput(
-        sequences=sequences,
-        scores=None if decoder.trace.scores is None else tuple(decoder.trace.scores),
-        logits=None if decoder.trace.logits is None else tuple(decoder.trace.logits),
-        past_key_values=decoder.cache,
+    return _output(sequences, task, result, speculation)
+
+
+def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any) -> Runner:
+    config = request.config
+    use_cache = config.use_cache is not False
+    slots = prompt.earlier + request.lengths.longest
+    if cache is not None and len(prompt.ids) > 1 and getattr(cache, "batch_size", None) == 1:
+        cache = cache.broadcast(len(prompt.ids), reserve=slots)
+    elif cache is None and use_cache:
+        cache = make_cache(model, config.cache_implementation, len(prompt.ids) * request.copies, slots)
+    recording = Recording(bool(config.output_attentions), bool(config.output_hidden_states))
+    plan = getattr(model, "decode_plan", None)
+    return Runner(
+        model,
+        padding=prompt.slot_padding(),
+        slots=slots,
+        cache=cache,
+        use_cache=use_cache,
+        chunk=config.prefill_chunk_size,
+        plan=plan(slots, cache) if plan is not None and use_cache else None,
+        recording=recording if config.return_dict_in_generate else None,
     )
 
 
-def _check_cache(cache: Any, use_cache: bool, prompt: Prompt, longest: int) -> None:
-    if cache is None:
-        return
-    if not use_cache:
-        raise ValueError("past_key_values was given with use_cache=False; leave out one of them.")
-    slots = int(cache.get_max_cache_shape()) if hasattr(cache, "get_max_cache_shape") else -1
-    needed = prompt.earlier + longest - 1  # the last token is never fed back
-    if 0 <= slots < needed:
-        raise ValueError(
-            f"past_key_values has room for {slots} tokens and this generation needs {needed}; "
-            "make a larger cache or lower max_new_tokens."
+def _drafter(request: Request, task: Task, prompt: Prompt) -> Drafter:
+    if request.assistant is None:
+        return PromptLookup(request.ngram_size, request.drafts)
+    alone = Prompt(prompt.ids, None if prompt.mask is None else prompt.mask[:, prompt.earlier :])
+    runner = _make_runner(request.assistant, request, alone, None)
+    return DraftModel(request.draft_task(task, runner), request.drafts)
+
+
+def _output(
+    sequences: Tensor, task: Task, beams: BeamResult | None, speculation: Speculation | None
+) -> GenerateOutput | GenerateBeamOutput:
+    trace = task.trace
+    kept: dict[str, Any] = {
+        name: None if values is None else tuple(values)
+        for name, values in (
+            ("scores", trace.scores),
+            ("logits", trace.logits),
+            ("attentions", trace.attentions),
+            ("hidden_states", trace.hidden_states),
         )
-
-
-def _check_streamer(streamer: Any, batch: int) -> None:
-    if streamer is None:
-        return
-    if not (callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))):
-        raise TypeError(f"streamer must have the methods put and end, got {type(streamer).__name__}.")
-    if batch > 1:
-        raise ValueError(f"A streamer takes one row, and input_ids has {batch}.")
+    }
+    kept |= {"sequences": sequences, "past_key_values": task.runner.cache}
+    if beams is not None:
+        scores = None if trace.scores is None else beams.scores
+        return GenerateBeamOutput(sequences_scores=scores, beam_indices=beams.origins, **kept)
+    if speculation is not None:
+        return SpeculativeGenerateOutput(speculation=speculation, **kept)
+    return GenerateOutput(**kept)

@@ -1,20 +1,25 @@
-"""The decode loop: run the model, choose a token a row, until every row has ended or the length is reached.
+"""What the loops of generation share, and the plain one: a token a row and step, until every row has ended.
 
 Dims: B batch, T tokens of the prompt, V vocab.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from persimmon_ext.generation.criteria import Criterion, Ending
 from persimmon_ext.generation.processors import Processor
-from persimmon_ext.generation.prompt import PaddedInputs, Prompt
+from persimmon_ext.generation.prompt import Prompt
+from persimmon_ext.generation.runner import Runner
 from persimmon_ext.generation.sampling import Chooser
-from persimmon_ext.generation.warning import warn
+
+# On a GPU the host looks at the tokens only every so often: each look waits for all work that is under way.
+_STEPS_BETWEEN_LOOKS = 8
 
 
 class Streamer(Protocol):
@@ -29,100 +34,126 @@ class Streamer(Protocol):
 
 @dataclass
 class Trace:
-    """What the loop keeps a new token, for callers who asked: fp32 [B, V] each; None is not kept."""
+    """What is kept of each step, for callers who asked: fp32 [B, V], or a tuple over layers; None is not kept."""
 
     scores: list[Tensor] | None = None
     logits: list[Tensor] | None = None
+    attentions: list[Any] | None = None
+    hidden_states: list[Any] | None = None
+
+    def note(self, logits: Tensor, scores: Tensor, output: Any) -> None:
+        """Keeps what is asked for; `output`: the model's, where it is needed."""
+        for kept, value in ((self.logits, logits), (self.scores, scores)):
+            if kept is not None:
+                kept.append(value)
+        if self.attentions is not None:
+            self.attentions.append(output.attentions)
+        if self.hidden_states is not None:
+            self.hidden_states.append(output.hidden_states)
+
+    def shorten(self, steps: int) -> None:
+        """Forgets all but the first `steps`."""
+        for kept in (self.scores, self.logits, self.attentions, self.hidden_states):
+            if kept is not None:
+                del kept[steps:]
+
+    def scores_so_far(self) -> tuple[Tensor, ...] | None:
+        """In the form that stopping criteria get."""
+        return None if self.scores is None else tuple(self.scores)
 
 
 @dataclass
-class Decoder:
-    """One generation: the model and how its logits become tokens.
+class Task:
+    """What every loop needs: how logits become tokens, and when rows end.
 
-    `ends` int64 [E]: tokens that end a row, which is then filled with `pad`. `longest`: length of the result at most,
-    prompt included. `cache` is used and extended in place; None with `use_cache` lets the model make one.
+    `longest`: length of the result at most, prompt included. `copies`: results a row, which share its prompt's cache.
     """
 
-    model: Any
-    processors: list[Processor]
+    runner: Runner
+    processors: Sequence[Processor]
     choose: Chooser
-    ends: Tensor
+    criteria: Sequence[Criterion]
     pad: int | None
     longest: int
-    cache: Any = None
-    use_cache: bool = True
+    copies: int = 1
     streamer: Streamer | None = None
     trace: Trace = field(default_factory=Trace)
 
-    def run(self, prompt: Prompt) -> Tensor:
-        """Returns the prompt and the new tokens, int64 [B, T + new], and leaves the cache in `cache`."""
-        batch, length = prompt.ids.shape
-        tokens = prompt.ids.new_empty((batch, self.longest))
-        tokens[:, :length] = prompt.ids
-        inputs = prompt.padded_inputs(self.longest - length)
-        finished = torch.zeros(batch, dtype=torch.bool, device=tokens.device)
-        if self.streamer is not None:
-            self.streamer.put(prompt.ids.cpu())
-        first = prompt.skip if self.use_cache else 0
-        try:
-            while length < self.longest:
-                place = slice(prompt.earlier + first, prompt.earlier + length)
-                logits = self._forward(tokens[:, first:length], inputs, place)
-                chosen = self._next_tokens(tokens[:, :length], logits)
-                if self.ends.numel():
-                    chosen = chosen.masked_fill(finished, self.pad if self.pad is not None else 0)
-                    finished |= torch.isin(chosen, self.ends)
-                tokens[:, length] = chosen
-                first, length = length if self.use_cache else 0, length + 1
-                if self.streamer is not None:
-                    self.streamer.put(chosen.cpu())
-                if self.ends.numel() and bool(finished.all()):
-                    break
-        finally:
-            # Also after an error or Ctrl-C: a reader in another thread would wait for ever.
-            if self.streamer is not None:
-                self.streamer.end()
-        self._warn_of_length(prompt.earlier + length)
-        return tokens[:, :length].contiguous()
-
-    def _forward(self, tokens: Tensor, inputs: PaddedInputs | None, place: slice) -> Tensor:
-        """Feeds `tokens` [B, T], which stand at `place` in the sequence; returns the last logits, fp32 [B, V]."""
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=None if inputs is None else inputs.mask[:, : place.stop],
-            position_ids=None if inputs is None else inputs.positions[:, place],
-            past_key_values=self.cache,
-            use_cache=self.use_cache,
-            logits_to_keep=1,
-            return_dict=True,
-        )
-        if self.use_cache:
-            self.cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
-
-    def _next_tokens(self, ids: Tensor, logits: Tensor) -> Tensor:
-        invalid = logits.amax(dim=-1).isnan()  # the maximum of a row with a NaN is NaN
-        if bool(invalid.any()):
-            row = int(invalid.nonzero()[0])
-            raise ValueError(
-                f"The model's logits of row {row} are NaN at token {ids.shape[1]}: its weights hold NaN, or values "
-                f"overflow in {self.model.dtype}."
-            )
-        scores = logits
+    def process(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Scores fp32 [B, V] from ids [B, S] and logits fp32 [B, V], which stay as they are where they are kept."""
+        scores = logits.clone() if self.trace.logits is not None and self.processors else logits
         for process in self.processors:
             scores = process(ids, scores)
-        chosen, scores = self.choose(ids, scores)
-        if self.trace.logits is not None:
-            self.trace.logits.append(logits)
-        if self.trace.scores is not None:
-            self.trace.scores.append(scores)
-        return chosen
+        return scores
 
-    def _warn_of_length(self, length: int) -> None:
-        positions = self.model.config.max_position_embeddings
-        if length > positions:
-            warn(
-                f"The sequence has {length} tokens and the model was made for {positions} (max_position_embeddings): "
-                "what follows the first of them may be poor."
-            )
+    def check(self, logits: Tensor, length: int) -> None:
+        """Raises ValueError if logits [B, ..., V], of the tokens in places `length` and on, hold NaN."""
+        raise_for_nan(logits.amax(dim=-1).isnan(), length, self.runner.model.dtype)  # a maximum with a NaN is NaN
+
+    def start(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Runs the prompt. Returns the buffer of results, int64 [B', longest] whose first T are filled, and the first
+        logits, fp32 [B', V]; B' is B times the copies."""
+        ids, runner = prompt.ids, self.runner
+        if not runner.use_cache:  # each row is computed anew at each step anyway
+            runner.repeat(self.copies)
+            ids = ids.repeat_interleave(self.copies, dim=0)
+        skip = prompt.skip if runner.use_cache else 0
+        logits = runner.feed(ids[:, skip:], prompt.earlier + skip)[:, -1]
+        if runner.use_cache and self.copies > 1:
+            runner.repeat(self.copies)
+            ids, logits = (tensor.repeat_interleave(self.copies, dim=0) for tensor in (ids, logits))
+        tokens = ids.new_empty((len(ids), self.longest))
+        tokens[:, : ids.shape[1]] = ids
+        return tokens, logits
+
+    def next_logits(self, tokens: Tensor, length: int, earlier: int) -> Tensor:
+        """The logits fp32 [B, V] that follow the first `length` of tokens [B, ...], all but the last being cached."""
+        first = length - 1 if self.runner.use_cache else 0
+        return self.runner.feed(tokens[:, first:length], earlier + first)[:, -1]
+
+
+def raise_for_nan(invalid: Tensor, length: int, dtype: torch.dtype) -> None:
+    """Raises ValueError if any of `invalid`, bool [B] or [B, T], is set; `length`: the place of the (first) token."""
+    if not bool(invalid.any()):
+        return
+    where = (invalid if invalid.dim() == 2 else invalid[:, None]).nonzero()
+    row, place = where[where[:, 1].argmin()].tolist()
+    raise ValueError(
+        f"The model's logits of row {row} are NaN at token {length + place}: its weights hold NaN, or values "
+        f"overflow in {dtype}."
+    )
+
+
+def generate_plainly(task: Task, prompt: Prompt) -> Tensor:
+    """Greedy search or sampling: returns the prompt and the new tokens, int64 [B', T + new]."""
+    runner, streamer = task.runner, task.streamer
+    tokens, logits = task.start(prompt)
+    begin = length = looked = prompt.ids.shape[1]
+    ending = Ending(task.criteria, task.pad, len(tokens))
+    interval = 1 if streamer is not None or tokens.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+    invalid: list[Tensor] = []
+    while True:
+        if interval == 1:
+            task.check(logits, length)
+        else:
+            invalid.append(logits.amax(dim=-1).isnan())
+        scores = task.process(tokens[:, :length], logits)
+        chosen, scores = task.choose(scores)
+        task.trace.note(logits, scores, runner.output)
+        tokens[:, length] = ending.fill(chosen)
+        length += 1
+        if streamer is not None:
+            streamer.put(tokens[:, length - 1].cpu())
+        if length - looked >= interval or length == task.longest:
+            if invalid:
+                raise_for_nan(torch.stack(invalid, dim=1), looked, runner.model.dtype)
+                invalid.clear()
+            ending.look(tokens, looked, length, task.trace.scores_so_far())
+            looked = length
+            if ending.all_ended or length == task.longest:
+                break
+        logits = task.next_logits(tokens, length, prompt.earlier)
+    length = ending.longest(length)
+    task.trace.shorten(length - begin)
+    runner.truncate(prompt.earlier + length - 1)
+    return tokens[:, :length].contiguous()

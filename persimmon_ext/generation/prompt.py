@@ -6,7 +6,7 @@ Dims: B batch, T tokens of the prompt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,25 +15,20 @@ from persimmon_ext.generation.settings import SpecialTokens
 from persimmon_ext.generation.warning import warn
 
 
-class PaddedInputs(NamedTuple):
-    """The mask and position ids, int64 [B, total], of a whole generation: made once, and each step passes a slice."""
-
-    mask: Tensor
-    positions: Tensor
-
-
 @dataclass
 class Prompt:
     """A checked prompt on the model's device.
 
     `ids` int64 [B, T]. `mask` int64 [B, earlier + T], 1 for a token and 0 for left padding; None if nothing is padded.
     `earlier`: tokens that the cache holds before `ids`. `skip`: leading tokens of `ids` that the cache holds as well.
+    `cache`: the one that was given.
     """
 
     ids: Tensor
     mask: Tensor | None
     earlier: int = 0
     skip: int = 0
+    cache: Any = None
 
     def padding(self) -> Tensor | None:
         """Number of padding tokens at the left of each row of `ids`, int64 [B], or None if there are none."""
@@ -48,12 +43,9 @@ class Prompt:
             return self.mask.sum(dim=1)
         return torch.full((len(self.ids),), self.earlier + self.ids.shape[1], device=self.ids.device)
 
-    def padded_inputs(self, new_tokens: int) -> PaddedInputs | None:
-        """The mask and positions for `new_tokens` more tokens, or None if no row is padded."""
-        if self.mask is None:
-            return None
-        mask = torch.nn.functional.pad(self.mask, (0, new_tokens), value=1)
-        return PaddedInputs(mask, (mask.cumsum(dim=1) - 1).clamp_(min=0))
+    def slot_padding(self) -> Tensor | None:
+        """Number of padding tokens at the left of each row, those in the cache included, int64 [B], or None."""
+        return None if self.mask is None else (self.mask == 0).sum(dim=1)
 
 
 def prepare_prompt(
@@ -61,20 +53,21 @@ def prepare_prompt(
     attention_mask: Tensor | None,
     past_key_values: Any,
     *,
-    config: Any,
+    bos: int | None,
+    vocab_size: int,
     device: torch.device,
     special: SpecialTokens,
 ) -> Prompt:
     """Checks `input_ids` [B, T] and `attention_mask` [B, T or cached + T], and moves them to `device`.
 
-    Without `input_ids` the prompt is the config's ``bos_token_id``. Without a mask, the padding token marks
+    Without `input_ids` the prompt is `bos`. Without a mask, the padding token marks
     padding unless it also ends sequences. Raises TypeError or ValueError with the offending value.
     """
     if input_ids is None:
-        if config.bos_token_id is None:
+        if bos is None:
             raise ValueError("Pass input_ids: the model's config has no bos_token_id to start from.")
-        input_ids = torch.tensor([[config.bos_token_id]])
-    ids = _checked_ids(input_ids, config.vocab_size).to(device)
+        input_ids = torch.tensor([[bos]])
+    ids = _checked_ids(input_ids, vocab_size).to(device)
     cached = _cached_length(past_key_values)
     earlier = 0
     if attention_mask is None:
@@ -88,7 +81,7 @@ def prepare_prompt(
             f"the new tokens with an attention_mask of {cached} + {ids.shape[1]} columns."
         )
     _check_left_padded(mask, inferred_from=special.pad if attention_mask is None else None)
-    return Prompt(ids, None if bool(mask.all()) else mask, earlier, skip=0 if earlier else cached)
+    return Prompt(ids, None if bool(mask.all()) else mask, earlier, 0 if earlier else cached, past_key_values)
 
 
 def _checked_ids(input_ids: Any, vocab_size: int) -> Tensor:

@@ -1,0 +1,148 @@
+"""A few tokens through the whole model as a flat list of kernel calls, for the inner loop of generation.
+
+Running modules costs more than the kernels of a small model do: hooks, the choice of a path and autograd's dispatch
+take twice the time of the embedded model's kernels. A plan makes those choices once. Every tensor of a step has a fixed
+shape and nothing waits for the device, so that a CUDA graph can hold it.
+
+Dims: B batch, T new tokens, H heads, D head dim, R rotary dim, C hidden, V vocab, S slots of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from persimmon_ext import ops
+from persimmon_ext.cache import Cache
+from persimmon_ext.inputs import restored_on_error
+from persimmon_ext.layers import (
+    HiddenMajorLinear,
+    LayerNorm,
+    Linear,
+    PersimmonAttention,
+    PersimmonDecoderLayer,
+    PersimmonMLP,
+)
+from persimmon_ext.modeling import PersimmonModel
+from persimmon_ext.quantized_layers import QuantizedHiddenMajorLinear, QuantizedLinear
+
+_PRODUCTS = (Linear, HiddenMajorLinear, QuantizedLinear, QuantizedHiddenMajorLinear)
+_PLAIN = (*_PRODUCTS, LayerNorm, PersimmonAttention, PersimmonDecoderLayer, PersimmonMLP, PersimmonModel, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a decoder layer does, as functions, and the parameters of its QK-norm."""
+
+    input_norm: Callable[[Tensor], Tensor]
+    query_key_value: Callable[..., Tensor]
+    qk_norms: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    dense: Callable[..., Tensor]
+    norm_weight: Tensor
+    norm_bias: Tensor
+    up: Callable[..., Tensor]
+    down: Callable[..., Tensor]
+
+
+class DecodePlan:
+    """Runs 1 to 8 new tokens a row without gradients; made for one generation, while the model stays as it is."""
+
+    def __init__(self, model: Any, slots: int) -> None:
+        """`slots`: S, the greatest number of tokens a row, for which rotary angles are computed beforehand."""
+        decoder: PersimmonModel = model.model
+        self._heads, self._head_dim = model.config.num_attention_heads, model.config.head_dim
+        self._eps = model.config.layer_norm_eps
+        self._embedding = decoder.embed_tokens.weight
+        self._layers = [_flatten(layer) for layer in decoder.layers]
+        self._final_norm = decoder.final_layernorm.forward
+        self._head = model.lm_head.forward
+        self._rotary = decoder.rotary_emb
+        self._slots = torch.arange(slots, device=self._embedding.device)
+        self._table: tuple[Tensor, Tensor] | None = None
+        if not self._rotary.depends_on_longest:
+            cos, sin = self._rotary.forward(self._slots[None])
+            self._table = cos[0], sin[0]
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether `model` computes exactly what a plan does: our modules, unhooked, and no dropout."""
+        if model.config.hidden_act != "relu2" or torch.is_autocast_enabled(model.device.type):
+            return False
+        if model.training and (model.config.attention_dropout or model.config.hidden_dropout):
+            return False
+        parts = [model.model, model.lm_head, model.model.embed_tokens, model.model.final_layernorm]
+        for layer in model.model.layers:
+            parts += [part for part in layer.modules() if part is not getattr(layer.mlp, "act", None)]
+        return not _hooked(model) and all(type(part) in _PLAIN and not _hooked(part) for part in parts)
+
+    def __call__(self, tokens: Tensor, first: int, padding: Tensor | None, cache: Cache) -> Tensor:
+        """Appends tokens int64 [B, T], T up to 8, whose first slot is `first`, to the cache; returns logits [B, T, V].
+
+        `padding` int64 [B]: leading slots of each row that hold no token; None: none.
+        """
+        B, T = tokens.shape
+        slots = self._slots[first : first + T].expand(B, T)
+        if padding is None and self._table is not None:
+            cos, sin = (table[None, first : first + T] for table in self._table)
+        else:
+            positions = slots if padding is None else (slots - padding[:, None]).clamp(min=0)
+            cos, sin = self.angles(positions)
+        with restored_on_error(cache):
+            logits = self.run(tokens, cos, sin, slots, padding, cache)
+            for layer in range(len(self._layers)):
+                cache.advance(layer, T)
+        return logits
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, fp32 [B, T, R/2], at positions int64 [B, T]."""
+        if self._table is None:
+            angles: tuple[Tensor, Tensor] = self._rotary.forward(positions)
+            return angles
+        return self._table[0][positions], self._table[1][positions]
+
+    def run(
+        self, tokens: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, padding: Tensor | None, cache: Cache
+    ) -> Tensor:
+        """The kernels alone: writes K and V into `slots` int64 [B, T] without advancing the cache."""
+        x = F.embedding(tokens, self._embedding)
+        B, T, C = x.shape
+        heads, head_dim, eps = self._heads, self._head_dim, self._eps
+        for index, layer in enumerate(self._layers):
+            qkv = layer.query_key_value(layer.input_norm(x)).view(B, T, heads, 3, head_dim)
+            k_cache, v_cache = cache.buffers(index, (B, heads, T, head_dim), qkv.dtype, qkv.device)
+            attended = ops.decode_attention_(
+                qkv, *layer.qk_norms, cos, sin, k_cache, v_cache, slots, start=padding, eps=eps
+            )
+            x, normed = ops.add_layer_norm(
+                layer.dense(attended.reshape(B, T, C)), x, layer.norm_weight, layer.norm_bias, eps
+            )
+            x = layer.down(layer.up(normed, relu2=True), residual=x)
+        return self._head(self._final_norm(x))
+
+
+def _flatten(layer: Any) -> _Layer:
+    return _Layer(
+        input_norm=layer.input_layernorm.forward,
+        query_key_value=layer.self_attn.query_key_value.forward,
+        qk_norms=layer.self_attn.norms(),
+        dense=layer.self_attn.dense.forward,
+        norm_weight=layer.post_attention_layernorm.weight,
+        norm_bias=layer.post_attention_layernorm.bias,
+        up=layer.mlp.dense_h_to_4h.forward,
+        down=layer.mlp.dense_4h_to_h.forward,
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )

@@ -1,0 +1,77 @@
+"""Where the tokens come from that speculative decoding checks: the text itself, or a smaller model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from persimmon_ext.generation.loop import Task
+
+
+class Drafter(Protocol):
+    """Guesses how a text goes on."""
+
+    def propose(self, tokens: Tensor, length: int, most: int) -> Tensor:
+        """At most `most` ids, int64 [D], that may follow the first `length` of tokens int64 [1, ...]."""
+
+
+class PromptLookup:
+    """What followed the latest n-gram the last time that it occurred. Source: Saxena, "Prompt lookup decoding", 2023.
+
+    `sizes`: the longest n-gram that is looked for; shorter ones follow where it has not occurred. `drafts`: tokens of a
+    guess.
+    """
+
+    def __init__(self, sizes: int, drafts: int) -> None:
+        self._drafts = drafts
+        self._ids: list[int] = []
+        #: Of each size: where the token after the latest n-gram stands. An n-gram is entered once a token follows it.
+        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(sizes)]
+
+    def propose(self, tokens: Tensor, length: int, most: int) -> Tensor:
+        """See `Drafter`."""
+        for token in tokens[0, len(self._ids) : length].tolist():
+            self._enter(token)
+        for size in range(len(self._after), 0, -1):
+            place = self._after[size - 1].get(tuple(self._ids[-size:]))
+            if place is not None:
+                return tokens[0, place : min(place + min(self._drafts, most), length)]
+        return tokens[0, :0]
+
+    def _enter(self, token: int) -> None:
+        place = len(self._ids)
+        for size, after in enumerate(self._after, start=1):
+            if place >= size:
+                after[tuple(self._ids[place - size :])] = place
+        self._ids.append(token)
+
+
+class DraftModel:
+    """The next tokens of a smaller model with the same vocabulary, chosen as the large one's are.
+
+    Both draw with the same noise, so where their distributions agree their tokens do; the result is the large model's
+    alone. Source: Daliri et al., "Coupling without communication and drafter-invariant speculative decoding",
+    arXiv:2408.07978. `task`: as the large model's, but for its runner, which has yet to see the prompt.
+    """
+
+    def __init__(self, task: Task, drafts: int) -> None:
+        self._task = task
+        self._drafts = drafts
+        self._fed = 0
+
+    def propose(self, tokens: Tensor, length: int, most: int) -> Tensor:
+        """See `Drafter`."""
+        task, known = self._task, min(self._fed, length - 1)
+        task.runner.truncate(known)
+        ids = tokens[:, :length]
+        pending = ids[:, known:]
+        drafts = min(self._drafts, most)
+        for draft in range(drafts):
+            logits = task.runner.feed(pending, ids.shape[1] - pending.shape[1])[:, -1]
+            place = torch.tensor([draft], device=tokens.device)
+            pending = task.choose(task.process(ids, logits), place)[0][:, None]
+            ids = torch.cat([ids, pending], dim=1)
+        self._fed = ids.shape[1] - 1 if drafts else known
+        return ids[0, length:]

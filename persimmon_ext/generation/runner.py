@@ -1,0 +1,147 @@
+"""Runs a model over the tokens of one generation: prompts in chunks, then a few tokens at a time.
+
+Dims: B batch, T tokens of a call, S all tokens (cached and new), V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persimmon_ext.inputs import drop_from
+
+#: Tokens of all rows that one forward call of a prompt takes: bounds the memory of activations.
+CHUNK_TOKENS = 4096
+#: New tokens a row that a plan takes.
+PLANNED_TOKENS = 8
+
+Plan = Callable[[Tensor, int, Tensor | None, Any], Tensor]
+
+
+@dataclass
+class Recording:
+    """What the forward calls return beside logits, for callers who asked."""
+
+    attentions: bool = False
+    hidden_states: bool = False
+
+    def __bool__(self) -> bool:
+        return self.attentions or self.hidden_states
+
+
+class Runner:
+    """The model, its cache and the padding of one generation.
+
+    `padding` int64 [B]: leading slots of each row that hold no token, or None. `slots`: the greatest S. `cache` is
+    extended in place; None lets the model make one. `plan` runs few tokens faster than the model's forward.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        padding: Tensor | None,
+        slots: int,
+        cache: Any,
+        use_cache: bool = True,
+        chunk: int | None = None,
+        plan: Plan | None = None,
+        recording: Recording | None = None,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.use_cache = use_cache
+        self.recording = recording or Recording()
+        #: What the latest call returned, where something is recorded.
+        self.output: Any = None
+        self._slots = slots
+        self._chunk = chunk
+        self._plan = plan if use_cache and not self.recording else None
+        self._set_padding(padding)
+
+    def feed(self, tokens: Tensor, first: int, keep: int = 1) -> Tensor:
+        """Runs tokens int64 [B, T] from slot `first` on; returns the last `keep` positions' logits, fp32 [B, keep, V].
+
+        Without a cache, `tokens` is the whole sequence and `first` 0.
+        """
+        if self._plan is not None and tokens.shape[1] <= PLANNED_TOKENS:
+            # Skips autograd's dispatch of each op; only the logits leave, as a copy that any mode can use.
+            with torch.inference_mode():
+                logits = self._plan(tokens, first, self.padding, self.cache)
+            return logits[:, -keep:].to(torch.float32, copy=True)
+        done, last = 0, tokens.shape[1] - keep
+        chunk = self._chunk_size(len(tokens))
+        while chunk is not None and done + chunk <= last:
+            self._forward(self._decoder(), tokens[:, done : done + chunk], first + done)
+            done += chunk
+        output = self._forward(self.model, tokens[:, done:], first + done, logits_to_keep=keep)
+        logits = output.logits[:, -keep:].float()
+        return logits
+
+    def repeat(self, copies: int) -> None:
+        """Makes `copies` rows of each row, side by side."""
+        if copies == 1:
+            return
+        if self.cache is not None:
+            self.cache.batch_repeat_interleave(copies)
+        self._set_padding(None if self.padding is None else self.padding.repeat_interleave(copies))
+
+    def reorder(self, rows: Tensor) -> None:
+        """Makes row i the present row ``rows[i]``, int64 [B]; padding must be the same in both."""
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens in slots from `length` on."""
+        if self.cache is not None and self.cache.get_seq_length() > length:
+            drop_from(self.cache, length)
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """An exception inside, Ctrl-C too, leaves a given cache with the tokens that it had."""
+        length = 0 if self.cache is None else self.cache.get_seq_length()
+        try:
+            yield
+        except BaseException:
+            self.truncate(length)
+            raise
+
+    def _set_padding(self, padding: Tensor | None) -> None:
+        self.padding = padding
+        self._mask = self._positions = None
+        if padding is not None:
+            slots = torch.arange(self._slots, device=padding.device)
+            self._mask = (slots >= padding[:, None]).long()
+            self._positions = (slots - padding[:, None]).clamp(min=0)
+
+    def _chunk_size(self, batch: int) -> int | None:
+        if not self.use_cache or self.recording:
+            return None  # what is recorded belongs to the whole prompt
+        return self._chunk or max(CHUNK_TOKENS // batch, 1)
+
+    def _decoder(self) -> Any:
+        return getattr(self.model, getattr(self.model, "base_model_prefix", ""), self.model)
+
+    def _forward(self, module: Any, tokens: Tensor, first: int, **options: Any) -> Any:
+        end = first + tokens.shape[1]
+        if self.recording:
+            options |= {"output_attentions": self.recording.attentions}
+            options |= {"output_hidden_states": self.recording.hidden_states}
+        output = module(
+            input_ids=tokens,
+            attention_mask=None if self._mask is None else self._mask[:, :end],
+            position_ids=None if self._positions is None else self._positions[:, first:end],
+            past_key_values=self.cache,
+            use_cache=self.use_cache,
+            return_dict=True,
+            **options,
+        )
+        if self.use_cache:
+            self.cache = output.past_key_values
+        self.output = output if self.recording else None
+        return output

@@ -1,0 +1,210 @@
+"""Speculative decoding gives the plain loop's tokens, drawn or not, whatever is drafted; and its distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from generation_cases import left_padded, model_pair, prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persimmon_ext.generation.drafts import PromptLookup
+from persimmon_ext.outputs import SpeculativeGenerateOutput
+
+REPEATING = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return model_pair()[1]
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Any:
+    return model_pair(1, num_hidden_layers=1, hidden_size=64, num_attention_heads=1)[1]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    drafts=st.integers(1, 12),
+    sizes=st.integers(1, 4),
+    sampling=st.sampled_from([{}, {"do_sample": True, "temperature": 1.3}, {"do_sample": True, "top_p": 0.9}]),
+    others=st.sampled_from(
+        [
+            {},
+            {"repetition_penalty": 1.2},
+            {"no_repeat_ngram_size": 4},
+            {"min_new_tokens": 5},
+            {"bad_words_ids": [[7, 8]]},
+        ]
+    ),
+    ends=st.lists(st.integers(3, 96), min_size=1, max_size=9),
+    most=st.integers(1, 25),
+    seed=st.integers(0, 99),
+    uses_model=st.booleans(),
+)
+def test_tokens_are_the_plain_loops(
+    *,
+    model: Any,
+    assistant: Any,
+    drafts: int,
+    sizes: int,
+    sampling: dict[str, Any],
+    others: dict[str, Any],
+    ends: list[int],
+    most: int,
+    seed: int,
+    uses_model: bool,
+) -> None:
+    ids = torch.cat([prompt(1, 5, seed), REPEATING], dim=1)
+    options = {"max_new_tokens": most, "eos_token_id": ends, "pad_token_id": 0, "seed": seed, **sampling, **others}
+    if "min_new_tokens" in others:
+        options["min_new_tokens"] = min(5, most)
+    expected = model.generate(ids, **options)
+    if uses_model:
+        drafting: dict[str, Any] = {"assistant_model": assistant, "num_assistant_tokens": drafts}
+    else:
+        drafting = {"prompt_lookup_num_tokens": drafts, "max_matching_ngram_size": sizes}
+    result = model.generate(ids, return_dict_in_generate=True, **options, **drafting)
+    assert torch.equal(result.sequences, expected)
+    assert result.past_key_values.get_seq_length() == expected.shape[1] - 1
+
+
+def test_scores_are_the_plain_loops(model: Any) -> None:
+    options = {
+        **{"max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+        **{"do_sample": True, "top_p": 0.9, "seed": 3},
+    }
+    expected = model.generate(REPEATING, **options)
+    result = model.generate(REPEATING, prompt_lookup_num_tokens=4, **options)
+    assert isinstance(result, SpeculativeGenerateOutput)
+    for name in ("scores", "logits"):
+        for mine, plain in zip(getattr(result, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_as_its_own_assistant_is_always_right(model: Any) -> None:
+    for sampling in ({}, {"do_sample": True, "temperature": 1.5, "seed": 1}):
+        options = {"max_new_tokens": 21, "return_dict_in_generate": True, **sampling}
+        result = model.generate(prompt(), assistant_model=model, num_assistant_tokens=4, **options)
+        report = result.speculation
+        assert report.acceptance_rate == 1
+        # The prompt's step gives one token, each further one the 4 drafts and one of its own.
+        assert (report.steps, report.drafted, report.accepted) == (5, 16, 16)
+
+
+def test_repetition_is_found(model: Any) -> None:
+    """A model that loops: prompt lookup takes far fewer steps than tokens."""
+    loop = model.generate(prompt(), max_new_tokens=100)
+    result = model.generate(loop, max_new_tokens=60, prompt_lookup_num_tokens=6, return_dict_in_generate=True)
+    assert torch.equal(result.sequences, model.generate(loop, max_new_tokens=60))
+    assert result.speculation.steps < 30
+    assert result.speculation.accepted + result.speculation.steps == 60
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square over a vocabulary of 12 and two tokens, with a draft model that is often wrong."""
+    _, ours = model_pair(initializer_range=0.1, vocab_size=12, bos_token_id=None)
+    _, drafts = model_pair(7, initializer_range=0.1, vocab_size=12, bos_token_id=None)
+    ids = prompt(1, 3) % 12
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 2}
+    exact = torch.zeros(12, 12, dtype=torch.float64)
+    with torch.no_grad():
+        first = ours(ids).logits[0, -1].double().softmax(0)
+        for token in range(12):
+            following = ours(torch.cat([ids, torch.tensor([[token]])], 1)).logits[0, -1].double().softmax(0)
+            exact[token] = first[token] * following
+    draws, rejected = 1500, 0
+    counts = torch.zeros(144, dtype=torch.float64)
+    for seed in range(draws):
+        result = ours.generate(
+            ids, seed=seed, assistant_model=drafts, num_assistant_tokens=1, return_dict_in_generate=True, **options
+        )
+        a, b = result.sequences[0, -2:].tolist()
+        counts[12 * a + b] += 1
+        rejected += result.speculation.drafted - result.speculation.accepted
+    expected = exact.flatten() * draws
+    kept = expected >= 5
+    observed = torch.cat([counts[kept], counts[~kept].sum(0, keepdim=True)])
+    wanted = torch.cat([expected[kept], expected[~kept].sum(0, keepdim=True)])
+    statistic = ((observed - wanted) ** 2 / wanted).sum()
+    freedom = float(len(wanted) - 1)
+    assert freedom > 20
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_lookup_finds_the_latest_longest_ngram() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 9, 2, 3, 5, 6, 1, 2, 3]])
+    propose = PromptLookup(sizes=3, drafts=4).propose
+    assert propose(ids, 12, 10).tolist() == [4, 9, 2, 3]
+    assert PromptLookup(sizes=2, drafts=4).propose(ids, 12, 10).tolist() == [5, 6, 1, 2]
+    assert PromptLookup(sizes=2, drafts=4).propose(ids, 12, 3).tolist() == [5, 6, 1]
+    assert PromptLookup(sizes=3, drafts=4).propose(ids, 4, 10).tolist() == []
+    assert PromptLookup(sizes=1, drafts=9).propose(torch.tensor([[7, 7]]), 2, 10).tolist() == [7]
+
+
+def test_padding_and_caches(model: Any, assistant: Any) -> None:
+    ids, mask = left_padded([5, 9])
+    ids, mask = ids[:1], mask[:1]
+    expected = model.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=0)
+    for drafting in ({"assistant_model": assistant}, {"prompt_lookup_num_tokens": 3}):
+        result = model.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=0, **drafting)
+        assert torch.equal(result, expected)
+        begun = model.generate(
+            ids, attention_mask=mask, max_new_tokens=5, pad_token_id=0, return_dict_in_generate=True, **drafting
+        )
+        more = torch.nn.functional.pad(mask, (0, 5), value=1)
+        continued = model.generate(
+            begun.sequences, attention_mask=more, past_key_values=begun.past_key_values, max_new_tokens=7, **drafting
+        )
+        assert torch.equal(continued, expected)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_streams(model: Any) -> None:
+    recorder = Recorder()
+    end = int(model.generate(REPEATING, max_new_tokens=9)[0, -1])
+    result = model.generate(
+        REPEATING, max_new_tokens=30, prompt_lookup_num_tokens=5, streamer=recorder, eos_token_id=end
+    )
+    assert recorder.ids == result[0].tolist()
+    assert recorder.ended
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "words"),
+    [
+        (prompt(2), {"prompt_lookup_num_tokens": 3}, "takes one row, and there are 2"),
+        (prompt(), {"prompt_lookup_num_tokens": 3, "num_beams": 2}, "follows one sequence, and num_beams is 2"),
+        (prompt(), {"prompt_lookup_num_tokens": 3, "use_cache": False}, "needs the cache"),
+        (prompt(), {"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens must be at least 1, got 0"),
+        (prompt(), {"prompt_lookup_num_tokens": 3, "assistant_model": "itself"}, "both draft tokens"),
+        (
+            prompt(),
+            {"prompt_lookup_num_tokens": 3, "return_dict_in_generate": True, "output_attentions": True},
+            "can't be had from speculative decoding",
+        ),
+    ],
+)
+def test_errors(model: Any, ids: torch.Tensor, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        model.generate(ids, max_new_tokens=3, **options)
+
+
+def test_an_assistant_with_another_vocabulary(model: Any) -> None:
+    other = model_pair(vocab_size=50)[1]
+    with pytest.raises(ValueError, match="vocabulary of 50 tokens, the model 97"):
+        model.generate(prompt(), max_new_tokens=3, assistant_model=other)
