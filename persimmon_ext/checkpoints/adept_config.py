@@ -44,7 +44,7 @@ def config_of(
         raise CheckpointError(f"The release has heads of {width!r} channels; {C} over {H} heads make {C / H:g}.")
     ffn = arguments.get("ffn_hidden_size")
     tied = not arguments.get("untie_embeddings")
-    dropouts = {name: arguments.get(name) or 0.0 for name in ("hidden_dropout", "attention_dropout")}
+    dropouts: dict[str, Any] = {name: arguments.get(name) or 0.0 for name in ("hidden_dropout", "attention_dropout")}
     return PersimmonConfig(
         vocab_size=vocab_size,
         hidden_size=C,

@@ -226,8 +226,8 @@ def _check_speculation(request: Request, vocab_size: int) -> None:
         raise TypeError(f"assistant_model must be a causal language model, got {type(assistant).__name__}.")
     if assistant.config.vocab_size != vocab_size:
         raise ValueError(
-            f"The assistant_model has a vocabulary of {assistant.config.vocab_size} tokens, the model {vocab_size}: they "
-            "must be the same."
+            f"The assistant_model has a vocabulary of {assistant.config.vocab_size} tokens, the model {vocab_size}: "
+            "they must be the same."
         )
 
 
