@@ -19,7 +19,7 @@ inline constexpr int kThinRows = 8, kThinColumns = kLanes == 16 ? 2 : 1;  // whe
 inline constexpr int kWideRows = kLanes == 16 ? 6 : 4, kWideColumns = kLanes == 16 ? 4 : 2;
 
 inline constexpr int64_t kNearLines = 8;   // from L2 into L1, so many steps ahead
-inline constexpr int64_t kPageGroups = 3;  // groups ahead, to look up the addresses of pages
+inline constexpr int64_t kPageGroups = 3;  // so many groups ahead, the addresses of pages are looked up
 inline constexpr int64_t kPageBytes = 4096;
 
 // What a kernel needs to know of the weights to walk along them.
@@ -60,7 +60,7 @@ void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, c
   const int64_t lines = rows.bytes / kLineBytes;
   for (int64_t line = 0; line < lines; ++line) {
     for (int r = 0; r < kAhead; ++r) __builtin_prefetch(ahead + r * rows.bytes + line * kLineBytes, 0, 2);
-    if (kAhead > 0) {
+    if (m == 0) {  // the later passes do without
       for (int r = 0; r < R; ++r) __builtin_prefetch(w + r * rows.bytes + (line + kNearLines) * kLineBytes, 0, 3);
     }
     weights.step(w + line * kLineBytes, rows.bytes, n, line, x + line * p.M * Weights::kLine, sums);
@@ -73,39 +73,42 @@ void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, c
   store_tile(p, weights.row_scale, n, m, sums);
 }
 
-// Rows n, …, n + R - 1 of W, in `passes` passes over the rows of x.
-template <int R, int kAhead, class Weights>
+// Rows n, …, n + R - 1 of W. The passes over the rows of x are about equally wide, and fetch kAhead rows each.
+template <int R, int kColumns, int kAhead, class Weights>
 void group(const Weights& weights, const LinearParams& p, int64_t n, int64_t passes) {
   const int64_t bytes = weights.rows.bytes;
   const char* next = weights.rows.data + (n + R) * bytes;
-  if (kAhead > 0) {
+  if (passes > 1) {
     const char* far = next + (kPageGroups - 1) * R * bytes;
     for (int64_t i = 0; i < R * bytes; i += kPageBytes) __builtin_prefetch(far + i, 0, 2);
   }
   int64_t m = 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const char* ahead = next + pass * kAhead * bytes;
-    const int64_t columns = (p.M - m + passes - pass - 1) / (passes - pass);  // all passes about as wide
-    if constexpr (kWideColumns == 4) {
+    const int64_t columns = (p.M - m + passes - pass - 1) / (passes - pass);
+    if constexpr (kColumns == 4) {
       if (columns == 4) tile<R, 4, kAhead>(weights, p, n, m, ahead);
       if (columns == 3) tile<R, 3, kAhead>(weights, p, n, m, ahead);
     }
-    if (columns == 2) tile<R, 2, kAhead>(weights, p, n, m, ahead);
+    if constexpr (kColumns >= 2) {
+      if (columns == 2) tile<R, 2, kAhead>(weights, p, n, m, ahead);
+    }
     if (columns == 1) tile<R, 1, kAhead>(weights, p, n, m, ahead);
     m += columns;
   }
 }
 
-template <int R, class Weights>
+// As many groups of R rows as there are from n on, in passes of at most kColumns rows of x.
+template <int R, int kColumns, class Weights>
 PERSIMMON_INLINE void sweep(const Weights& weights, const LinearParams& p, int64_t& n, int64_t end) {
-  const int64_t passes = (p.M + kWideColumns - 1) / kWideColumns;
+  const int64_t passes = (p.M + kColumns - 1) / kColumns;
   for (; n + R <= end; n += R) {
     if (passes == 1) {
-      group<R, R>(weights, p, n, passes);
+      group<R, kColumns, R>(weights, p, n, passes);
     } else if (passes == 2) {
-      group<R, (R + 1) / 2>(weights, p, n, passes);
+      group<R, kColumns, (R + 1) / 2>(weights, p, n, passes);
     } else {
-      group<R, (R + 2) / 3>(weights, p, n, passes);
+      group<R, kColumns, (R + 2) / 3>(weights, p, n, passes);
     }
   }
 }
@@ -119,12 +122,9 @@ PERSIMMON_INLINE void sweep(const Weights& weights, const LinearParams& p, int64
 template <class Weights>
 PERSIMMON_INLINE void matvec(const Weights& weights, const LinearParams& p, int64_t begin, int64_t end) {
   int64_t n = begin;
-  if (p.M <= kThinColumns) {
-    sweep<kThinRows>(weights, p, n, end);
-  } else {
-    sweep<kWideRows>(weights, p, n, end);
-  }
-  sweep<1>(weights, p, n, end);
+  if (p.M <= kThinColumns) sweep<kThinRows, kThinColumns>(weights, p, n, end);
+  sweep<kWideRows, kWideColumns>(weights, p, n, end);
+  sweep<1, kWideColumns>(weights, p, n, end);
 }
 
 // Weights of any element type (int8 codes too), widened to fp32 in registers.
