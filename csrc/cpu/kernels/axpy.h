@@ -7,20 +7,49 @@
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
-inline constexpr int64_t kPrefetchBytes = 512;  // of each row; the processor's own prefetcher follows from there
+inline constexpr int kPass = 8;          // rows of W^T in a pass over the sums: as many as there are registers for
+inline constexpr int64_t kLine = 64;     // bytes that memory delivers at once
+inline constexpr int64_t kAhead = 2048;  // bytes between reading a line and asking for it
 
-PERSIMMON_INLINE void prefetch_bytes(const void* p, int64_t bytes) {
-  const int64_t n = bytes < kPrefetchBytes ? bytes : kPrefetchBytes;
-  for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
+// R rows read side by side.
+template <int R>
+struct Streams {
+  const char* row[R];
+  const char* next[R];  // those that are read afterwards
+  int64_t bytes;        // in a row
+};
+
+template <int R>
+PERSIMMON_INLINE Streams<R> streams_of(const void* weight, int64_t bytes, const int32_t* rows, const int32_t* next) {
+  const char* base = static_cast<const char*>(weight);
+  Streams<R> s;
+  s.bytes = bytes;
+  for (int r = 0; r < R; ++r) {
+    s.row[r] = base + rows[r] * bytes;
+    s.next[r] = base + next[r] * bytes;
+  }
+  return s;
 }
 
-inline constexpr int kPass = 8;  // rows of W^T in a pass over the sums: enough streams, and registers for all of them
+// Called with every offset in turn, before reading what lies there: asks for the lines kAhead behind it, at the end of
+// the rows for the first ones of the rows that follow. The processor's own prefetcher stops at the end of a page, and
+// reads on where rows are left out. Into the second cache: the first has too few buffers for lines under way, so that
+// 2048 bytes ahead cost a quarter there, and 256, the best, lose up to a fifth to this.
+template <int R>
+PERSIMMON_INLINE void prefetch(const Streams<R>& s, int64_t offset) {
+  if (offset % kLine != 0) return;
+  constexpr int kSecondCache = 2;
+  const int64_t ahead = offset + (kAhead < s.bytes ? kAhead : s.bytes);
+  for (int r = 0; r < R; ++r) {
+    __builtin_prefetch(ahead < s.bytes ? s.row[r] + ahead : s.next[r] + (ahead - s.bytes), 0, kSecondCache);
+  }
+}
 
 // `Weights` has members M and C, a type H that activations are converted to, bf16 or float, and
-//   template <int R> void add(const int32_t* rows, const H* h, float* sums) const
-// which adds h[m * kPass + r] times row rows[r] of W^T to the sums of row m of x, for r < R and m < M;
-//   void prefetch(int64_t row) const,  which asks for the start of a row; and
-//   void finish(float* sums) const,    which brings the sums into the order of the columns.
+//   template <int R> void add(const int32_t* rows, const int32_t* next, const H* h, float* sums) const
+// which adds h[m * kPass + r] times row rows[r] of W^T to the sums of row m of x, for r < R and m < M, while asking for
+// rows next[r]; and
+//   void finish(float* sums) const,  which brings the sums into the order of the columns.
 template <class Weights, class T>
 struct Axpy {
   const Weights& weights;
@@ -33,15 +62,14 @@ struct Axpy {
 
   template <int R>
   void pass(int64_t i, float* sums) const {
-    const int64_t ahead = stop - i < 2 * R ? stop - i : 2 * R;
-    for (int64_t next = R; next < ahead; ++next) weights.prefetch(p.rows[i + next]);
     typename Weights::H h[kStreamedRows * kPass];
     for (int64_t m = 0; m < p.M; ++m) {
       T x[kPass] = {};
       for (int r = 0; r < R; ++r) x[r] = static_cast<const T*>(p.x)[m * p.F + p.rows[i + r]];
       load_activations(x, h + m * kPass);
     }
-    weights.template add<R>(p.rows + i, h, sums);
+    const int32_t* rows = p.rows + i;
+    weights.template add<R>(rows, i + 2 * R <= stop ? rows + R : rows, h, sums);
   }
 
   template <int R>
@@ -62,12 +90,15 @@ struct Axpy {
 
 template <class T, class Weights>
 PERSIMMON_INLINE void axpy(const Weights& weights, const SparseLinearParams& p, int64_t begin, int64_t end) {
-  const Axpy<Weights, T> axpy{weights, p, p.count * end / p.chunks};
+  const auto first = [&](int64_t chunk) {  // only the last chunk ends within a pass
+    const int64_t row = (p.count + kPass - 1) / kPass * chunk / p.chunks * kPass;
+    return row < p.count ? row : p.count;
+  };
+  const Axpy<Weights, T> axpy{weights, p, first(end)};
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     float* sums = p.partials + chunk * p.blocks * p.M * kSumColumns;
     __builtin_memset(sums, 0, sizeof(float) * p.blocks * p.M * kSumColumns);
-    const int64_t first = p.count * chunk / p.chunks, last = p.count * (chunk + 1) / p.chunks;
-    axpy.chunk(first, last, sums);
+    axpy.chunk(first(chunk), first(chunk + 1), sums);
     weights.finish(sums);
   }
 }
@@ -98,29 +129,30 @@ struct WideColumns {
   int64_t M, C;
 
   template <int R>
-  void add(const int32_t* rows, const float* h, float* sums) const {
-    const T* w[R];
-    for (int r = 0; r < R; ++r) w[r] = weight + rows[r] * C;
+  void add(const int32_t* rows, const int32_t* next, const float* h, float* sums) const {
+    const Streams<R> streams = streams_of<R>(weight, C * sizeof(T), rows, next);
+    const auto row = [&](int r) { return reinterpret_cast<const T*>(streams.row[r]); };
     if (M == 1) {
       vf factor[R];
       for (int r = 0; r < R; ++r) factor[r] = broadcast(h[r]);
       for_each_vector(C, [&](int64_t c, int count) {
+        prefetch(streams, c * sizeof(T));
         vf total = load(sums + c);  // a block of sums has room for a whole vector
-        for (int r = 0; r < R; ++r) total += load_up_to(w[r] + c, count) * factor[r];
+        for (int r = 0; r < R; ++r) total += load_up_to(row(r) + c, count) * factor[r];
         store(sums + c, total);
       });
       return;
     }
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for_each_vector(columns, [&](int64_t i, int count) {
+        prefetch(streams, (c + i) * sizeof(T));
         vf v[R];
-        for (int r = 0; r < R; ++r) v[r] = load_up_to(w[r] + c + i, count);
+        for (int r = 0; r < R; ++r) v[r] = load_up_to(row(r) + c + i, count);
         add_products(v, h, block + i, M);
       });
     });
   }
 
-  void prefetch(int64_t row) const { prefetch_bytes(weight + row * C, C * sizeof(T)); }
   void finish(float*) const {}
 };
 

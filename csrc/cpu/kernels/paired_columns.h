@@ -47,9 +47,11 @@ struct PairedColumns {
   PERSIMMON_INLINE __mmask32 first(int64_t n) { return n >= 32 ? ~__mmask32(0) : (__mmask32(1) << n) - 1; }
 
   template <int R>
-  PERSIMMON_INLINE void load_rows(const T* const (&w)[R], int64_t c, __mmask32 mask, Pairs (&pairs)[(R + 1) / 2]) {
-    for (int r = 0; r + 1 < R; r += 2) pairs[r / 2] = load_pairs(w[r] + c, mask, w[r + 1] + c, mask);
-    if (R == 1) pairs[0] = load_pairs(w[0] + c, mask, w[0] + c, 0);  // zeros: an infinity times 0 would not be one
+  PERSIMMON_INLINE void load_rows(const Streams<R>& s, int64_t c, __mmask32 mask, Pairs (&pairs)[(R + 1) / 2]) {
+    prefetch(s, c * sizeof(T));
+    const auto row = [&](int r) { return reinterpret_cast<const T*>(s.row[r]) + c; };
+    for (int r = 0; r + 1 < R; r += 2) pairs[r / 2] = load_pairs(row(r), mask, row(r + 1), mask);
+    if (R == 1) pairs[0] = load_pairs(row(0), mask, row(0), 0);  // zeros: an infinity times 0 would not be one
   }
 
   template <int N>
@@ -64,28 +66,27 @@ struct PairedColumns {
   }
 
   template <int R>
-  void add(const int32_t* rows, const bf16* h, float* sums) const {
+  void add(const int32_t* rows, const int32_t* next, const bf16* h, float* sums) const {
     constexpr int kPairs = (R + 1) / 2;
-    const T* w[R];
-    for (int r = 0; r < R; ++r) w[r] = weight + rows[r] * C;
+    const Streams<R> streams = streams_of<R>(weight, C * sizeof(T), rows, next);
     Pairs pairs[kPairs];
     __m512bh factors[kPairs];
     if (M == 1) {
       for (int i = 0; i < kPairs; ++i) factors[i] = factor(h + 2 * i);
       int64_t c = 0;
       for (; c + 32 <= C; c += 32) {
-        load_rows(w, c, ~__mmask32(0), pairs);
+        load_rows(streams, c, ~__mmask32(0), pairs);
         add_dots(pairs, factors, sums + c);
       }
       if (c < C) {
-        load_rows(w, c, first(C - c), pairs);
+        load_rows(streams, c, first(C - c), pairs);
         add_dots(pairs, factors, sums + c);
       }
       return;
     }
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for (int64_t i = 0; i < columns; i += 32) {
-        load_rows(w, c + i, first(columns - i), pairs);
+        load_rows(streams, c + i, first(columns - i), pairs);
         float* sum = block + i;
         for (int64_t m = 0; m < M; ++m, sum += kSumColumns) {
           for (int k = 0; k < kPairs; ++k) factors[k] = factor(h + m * kPass + 2 * k);
@@ -94,8 +95,6 @@ struct PairedColumns {
       }
     });
   }
-
-  void prefetch(int64_t row) const { prefetch_bytes(weight + row * C, C * sizeof(T)); }
 
   void finish(float* sums) const {
     if constexpr (sizeof(T) == 1) return;

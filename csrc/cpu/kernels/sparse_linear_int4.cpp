@@ -1,5 +1,5 @@
+#include "axpy.h"
 #include "linear.h"
-#include "paired_columns.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
@@ -12,32 +12,33 @@ struct Int4Columns {
   int64_t M, C;
 
   template <int R>
-  void add(const int32_t* rows, const float* h, float* sums) const {
+  void add(const int32_t* rows, const int32_t* next, const float* h, float* sums) const {
     const int64_t groups = C / kInt4Group;
-    const uint8_t* bytes_of[R];
+    const Streams<R> streams = streams_of<R>(packed, C / 2, rows, next);
     const float* scale_of[R];
     for (int r = 0; r < R; ++r) {
-      bytes_of[r] = packed + rows[r] * groups * kGroupBytes;
       scale_of[r] = scale + rows[r] * groups;
+      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + next[r] * groups + g);
     }
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for (int64_t i = 0; i < columns; i += kInt4Group) {
         const int64_t g = (c + i) / kInt4Group;
-        M == 1 ? add_group(bytes_of, scale_of, g, h, block + i)
-               : add_group_of_rows(bytes_of, scale_of, g, h, block + i, M);
+        M == 1 ? add_group(streams, scale_of, g, h, block + i)
+               : add_group_of_rows(streams, scale_of, g, h, block + i, M);
       }
     });
   }
 
   template <int R>
-  PERSIMMON_INLINE void add_group(const uint8_t* const (&bytes_of)[R], const float* const (&scale_of)[R], int64_t g,
+  PERSIMMON_INLINE void add_group(const Streams<R>& streams, const float* const (&scale_of)[R], int64_t g,
                                   const float* h, float* sum) {
+    prefetch(streams, g * kGroupBytes);
     vf factor[R];
     for (int r = 0; r < R; ++r) factor[r] = broadcast(h[r] * scale_of[r][g]);
     for (int i = 0; i < kGroupBytes; i += kLanes) {
       vf low = load(sum + i), high = load(sum + kGroupBytes + i);
       for (int r = 0; r < R; ++r) {
-        const vi bytes = load_bytes(bytes_of[r] + g * kGroupBytes + i);
+        const vi bytes = load_bytes(reinterpret_cast<const uint8_t*>(streams.row[r]) + g * kGroupBytes + i);
         low += int4_values(bytes) * factor[r];
         high += int4_values(bytes >> 4) * factor[r];
       }
@@ -47,12 +48,13 @@ struct Int4Columns {
   }
 
   template <int R>
-  PERSIMMON_INLINE void add_group_of_rows(const uint8_t* const (&bytes_of)[R], const float* const (&scale_of)[R],
-                                          int64_t g, const float* h, float* sums, int64_t M) {
+  PERSIMMON_INLINE void add_group_of_rows(const Streams<R>& streams, const float* const (&scale_of)[R], int64_t g,
+                                          const float* h, float* sums, int64_t M) {
+    prefetch(streams, g * kGroupBytes);
     for (int i = 0; i < kGroupBytes; i += kLanes) {
       vf low[R], high[R];
       for (int r = 0; r < R; ++r) {
-        const vi bytes = load_bytes(bytes_of[r] + g * kGroupBytes + i);
+        const vi bytes = load_bytes(reinterpret_cast<const uint8_t*>(streams.row[r]) + g * kGroupBytes + i);
         low[r] = int4_values(bytes) * scale_of[r][g];
         high[r] = int4_values(bytes >> 4) * scale_of[r][g];
       }
@@ -61,10 +63,6 @@ struct Int4Columns {
     }
   }
 
-  void prefetch(int64_t row) const {
-    prefetch_bytes(packed + row * (C / 2), C / 2);
-    prefetch_bytes(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
-  }
   void finish(float*) const {}
 };
 
@@ -87,18 +85,19 @@ struct Int4Words {
       constexpr int kExponent = 23 - 4 * place;  // of the float whose digit of value 1 lies at the nibble
       const __m512i digits = _mm512_set1_epi32(15 << 4 * place), large = _mm512_set1_epi32((127 + kExponent) << 23);
       const __m512 zero = _mm512_set1_ps(float(1 << kExponent) + 8);
-      return _mm512_sub_ps((__m512)_mm512_ternarylogic_epi32(large, words, digits, 0xf8),
-                           zero);  // large | words & digits
+      const __m512i in_large = _mm512_ternarylogic_epi32(large, words, digits, 0xf8);  // large | words & digits
+      return _mm512_sub_ps((__m512)in_large, zero);
     }
   }
 
   template <int R>
-  PERSIMMON_INLINE void add_block(const uint8_t* const (&bytes_of)[R], const float* const (&scale_of)[R], int64_t g,
-                                  bool whole, const __m512 (&h)[R], float* sums) {
+  PERSIMMON_INLINE void add_block(const Streams<R>& streams, const float* const (&scale_of)[R], int64_t g, bool whole,
+                                  const __m512 (&h)[R], float* sums) {
+    prefetch(streams, g * kGroupBytes);
     __m512 sum[8];
     for (int k = 0; k < 8; ++k) sum[k] = _mm512_loadu_ps(sums + 16 * k);
     for (int r = 0; r < R; ++r) {
-      const uint8_t* bytes = bytes_of[r] + g * kGroupBytes;
+      const char* bytes = streams.row[r] + g * kGroupBytes;
       const __m512i words = whole ? _mm512_loadu_si512(bytes) : _mm512_maskz_loadu_epi32(0x00ff, bytes);
       __m512 factor = _mm512_set1_ps(scale_of[r][g]);  // the group of the first eight words
       if (whole) factor = _mm512_mask_broadcastss_ps(factor, 0xff00, _mm_load_ss(scale_of[r] + g + 1));
@@ -117,24 +116,19 @@ struct Int4Words {
   }
 
   template <int R>
-  void add(const int32_t* rows, const float* h, float* sums) const {
+  void add(const int32_t* rows, const int32_t* next, const float* h, float* sums) const {
     const int64_t groups = C / kInt4Group;
-    const uint8_t* bytes_of[R];
+    const Streams<R> streams = streams_of<R>(packed, C / 2, rows, next);
     const float* scale_of[R];
     __m512 factors[R];
     for (int r = 0; r < R; ++r) {
-      bytes_of[r] = packed + rows[r] * groups * kGroupBytes;
       scale_of[r] = scale + rows[r] * groups;
+      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + next[r] * groups + g);
       factors[r] = _mm512_set1_ps(h[r]);
     }
     int64_t g = 0;
-    for (; g + 2 <= groups; g += 2) add_block(bytes_of, scale_of, g, true, factors, sums + g * kInt4Group);
-    if (g < groups) add_block(bytes_of, scale_of, g, false, factors, sums + g * kInt4Group);
-  }
-
-  void prefetch(int64_t row) const {
-    prefetch_bytes(packed + row * (C / 2), C / 2);
-    prefetch_bytes(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
+    for (; g + 2 <= groups; g += 2) add_block(streams, scale_of, g, true, factors, sums + g * kInt4Group);
+    if (g < groups) add_block(streams, scale_of, g, false, factors, sums + g * kInt4Group);
   }
 
   // Word w has columns 4 w, …, 4 w + 3 of the 32 low and the 32 high nibbles of its group, in the vectors of every
@@ -163,14 +157,6 @@ struct Int4Words {
   }
 };
 #endif
-
-void sparse_linear_int8(const SparseLinearParams& p, int64_t begin, int64_t end) {
-  const int8_t* codes = static_cast<const int8_t*>(p.weight);
-#if defined(__AVX512BF16__)
-  if (p.dtype == DType::bf16 && p.M > 1) return axpy<bf16>(PairedColumns<int8_t>{codes, p.M, p.C}, p, begin, end);
-#endif
-  with_type(p.dtype, [&](auto tag) { axpy<decltype(tag)>(WideColumns<int8_t>{codes, p.M, p.C}, p, begin, end); });
-}
 
 void sparse_linear_int4(const SparseLinearParams& p, int64_t begin, int64_t end) {
   const uint8_t* packed = static_cast<const uint8_t*>(p.weight);
