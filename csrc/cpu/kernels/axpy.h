@@ -7,9 +7,13 @@
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
-inline constexpr int kPass = 8;          // rows of W^T in a pass over the sums: as many as there are registers for
-inline constexpr int64_t kLine = 64;     // bytes that memory delivers at once
-inline constexpr int64_t kAhead = 2048;  // bytes between reading a line and asking for it
+inline constexpr int kPass = 8;         // rows of W^T in a pass over the sums: as many as there are registers for
+inline constexpr int64_t kLine = 64;    // bytes that memory delivers at once
+inline constexpr int64_t kPage = 4096;  // bytes whose address is looked up at once
+
+// How long before reading a line, bytes, it is asked for: into the second cache, and from there into the first.
+inline constexpr int64_t kAhead = 2048, kNear = 256;
+inline constexpr int kPagesAhead = 3;  // passes between reading rows and looking up where they are
 
 // R rows read side by side.
 template <int R>
@@ -45,11 +49,16 @@ PERSIMMON_INLINE void prefetch(const Streams<R>& s, int64_t offset) {
   }
 }
 
-// `Weights` has members M and C, a type H that activations are converted to, bf16 or float, and
+PERSIMMON_INLINE void look_up_pages(const void* data, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kPage) __builtin_prefetch(static_cast<const char*>(data) + i, 0, 2);
+}
+
+// `Weights` has a type H that activations are converted to, bf16 or float, and
+//   void look_up(int64_t row) const,  which calls look_up_pages for all that it will read of a row;
 //   template <int R> void add(const int32_t* rows, const int32_t* next, const H* h, float* sums) const
 // which adds h[m * kPass + r] times row rows[r] of W^T to the sums of row m of x, for r < R and m < M, while asking for
 // rows next[r]; and
-//   void finish(float* sums) const,  which brings the sums into the order of the columns.
+//   void finish(float* sums) const,   which brings the sums into the order of the columns.
 template <class Weights, class T>
 struct Axpy {
   const Weights& weights;
@@ -62,6 +71,8 @@ struct Axpy {
 
   template <int R>
   void pass(int64_t i, float* sums) const {
+    const int64_t later = i + kPagesAhead * R;
+    for (int64_t r = later; r < later + R && r < stop; ++r) weights.look_up(p.rows[r]);
     typename Weights::H h[kStreamedRows * kPass];
     for (int64_t m = 0; m < p.M; ++m) {
       T x[kPass] = {};
@@ -153,6 +164,7 @@ struct WideColumns {
     });
   }
 
+  void look_up(int64_t row) const { look_up_pages(weight + row * C, C * sizeof(T)); }
   void finish(float*) const {}
 };
 

@@ -54,6 +54,11 @@ struct PairedColumns {
     if (R == 1) pairs[0] = load_pairs(row(0), mask, row(0), 0);  // zeros: an infinity times 0 would not be one
   }
 
+  template <int R>
+  PERSIMMON_INLINE void prefetch_near(const Streams<R>& s, int64_t c) {
+    for (int r = 0; r < R; ++r) __builtin_prefetch(s.row[r] + c * sizeof(T) + kNear);
+  }
+
   template <int N>
   PERSIMMON_INLINE void add_dots(const Pairs (&pairs)[N], const __m512bh (&factors)[N], float* sum) {
     __m512 low = _mm512_loadu_ps(sum), high = _mm512_loadu_ps(sum + 16);
@@ -86,6 +91,8 @@ struct PairedColumns {
     }
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for (int64_t i = 0; i < columns; i += 32) {
+        // bf16 with several rows of x gains 5 to 10% from this, and int8 and a single row of x lose by it.
+        if (sizeof(T) == 2) prefetch_near(streams, c + i);
         load_rows(streams, c + i, first(columns - i), pairs);
         float* sum = block + i;
         for (int64_t m = 0; m < M; ++m, sum += kSumColumns) {
@@ -95,6 +102,8 @@ struct PairedColumns {
       }
     });
   }
+
+  void look_up(int64_t row) const { look_up_pages(weight + row * C, C * sizeof(T)); }
 
   void finish(float* sums) const {
     if constexpr (sizeof(T) == 1) return;

@@ -63,6 +63,10 @@ struct Int4Columns {
     }
   }
 
+  void look_up(int64_t row) const {
+    look_up_pages(packed + row * (C / 2), C / 2);
+    look_up_pages(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
+  }
   void finish(float*) const {}
 };
 
@@ -129,6 +133,11 @@ struct Int4Words {
     int64_t g = 0;
     for (; g + 2 <= groups; g += 2) add_block(streams, scale_of, g, true, factors, sums + g * kInt4Group);
     if (g < groups) add_block(streams, scale_of, g, false, factors, sums + g * kInt4Group);
+  }
+
+  void look_up(int64_t row) const {
+    look_up_pages(packed + row * (C / 2), C / 2);
+    look_up_pages(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
   }
 
   // Word w has columns 4 w, …, 4 w + 3 of the 32 low and the 32 high nibbles of its group, in the vectors of every
