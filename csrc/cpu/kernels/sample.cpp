@@ -7,25 +7,40 @@ namespace persimmon::cpu::PERSIMMON_ISA {
 
 inline constexpr float kInf = __builtin_inff();
 
-// Copies a row to fp32 and finds its maximum.
+// Whether a comparison holds in some lane.
+PERSIMMON_INLINE bool any(vi lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)lanes) != 0;
+#else
+  int32_t some = 0;
+  for (int j = 0; j < kLanes; ++j) some |= lanes[j];
+  return some != 0;
+#endif
+}
+
+// The first `count` lanes, -inf in those that hold no logit.
 template <class T>
-PERSIMMON_INLINE SampleStatus widen(const T* logits, float* z, int64_t V, float& max) {
+PERSIMMON_INLINE vf load_logits(const T* logits, int count) {
+  vf v = load_up_to(logits, count);
+  for (int j = count; j < kLanes; ++j) v[j] = -kInf;
+  return v;
+}
+
+// Finds the maximum of a row.
+template <class T>
+PERSIMMON_INLINE SampleStatus find_max(const T* logits, int64_t V, float& max) {
   vf top = broadcast(-kInf);
   vi nan{}, inf{};
   for_each_vector(V, [&](int64_t i, int count) {
-    vf v = load_up_to(logits + i, count);
-    for (int j = count; j < kLanes; ++j) v[j] = -kInf;  // the padding lanes of a tail hold no logit
+    const vf v = load_logits(logits + i, count);
     nan |= v != v;
     inf |= v == kInf;
     top = vmax(v, top);
-    store_up_to(z + i, v, count);
   });
-  for (int j = 0; j < kLanes; ++j) {
-    if (nan[j]) return SampleStatus::nan;
-  }
-  for (int j = 0; j < kLanes; ++j) {
-    if (inf[j]) return SampleStatus::inf;
-  }
+  if (any(nan)) return SampleStatus::nan;
+  if (any(inf)) return SampleStatus::inf;
   max = reduce_max(top);
   return max == -kInf ? SampleStatus::nothing : SampleStatus::ok;
 }
@@ -39,12 +54,15 @@ PERSIMMON_INLINE float threshold(const float* z, const float* weight, int64_t V,
   for (int shift = 20; shift >= 0; shift -= 10) {
     const uint32_t bins = shift == 20 ? 2048 : 1024;
     double histogram[2048] = {};
-    for (int64_t i = 0; i < V; ++i) {
-      const uint32_t key = bit_cast<uint32_t>(z[i]) & 0x7fffffff;
-      if (shift == 20 || key >> (shift + 10) == found) {
-        histogram[key >> shift & (bins - 1)] += weight != nullptr ? double(weight[i]) : 1.0;
+    for_each_vector(V, [&](int64_t i, int count) {
+      const vu key = bit_cast<vu>(load_up_to(z + i, count)) & 0x7fffffff;
+      const vi shared = shift == 20 ? vi{} - 1 : (key >> (shift + 10)) == found;
+      if (!any(shared)) return;
+      const vu bin = (key >> shift) & (bins - 1);
+      for (int j = 0; j < count; ++j) {
+        if (shared[j]) histogram[bin[j]] += weight != nullptr ? double(weight[i + j]) : 1.0;
       }
-    }
+    });
     // Where rounding keeps the total just below the target, the last bin that holds anything.
     uint32_t bin = 0;
     double before_bin = before, total = before;
@@ -74,33 +92,29 @@ PERSIMMON_INLINE double masses(const float* z, float least, float* mass, int64_t
 // With n = 2^24 - (word >> 8):  1 - u = (n - 1/2) 2^-24  >= n 2^-25, so the noise -log(-log u) <= -log(1 - u) is at
 // most (25 - floor(log2 n)) log 2. Two logarithms are spent only where that could beat the best so far.
 PERSIMMON_INLINE int64_t draw(const float* z, float least, int64_t V, uint64_t seed, uint64_t counter) {
-  constexpr float kLog2 = 0.6931472f, kSlack = 1e-4f;  // the slack covers the rounding of the bound
+  constexpr float kLog2 = 0.6931472f, kSlack = 1e-4f;  // the slack covers the rounding of the bound and of `best`
   constexpr float kMaxNoise = 25 * kLog2;
   double best = -__builtin_inf();
   int64_t token = 0;
-  for (int64_t first = 0; first < V; first += kPhiloxLanes) {
-    const int n = V - first < kPhiloxLanes ? int(V - first) : kPhiloxLanes;
-    float top = -kInf;
-    for (int i = 0; i < n; ++i) top = z[first + i] > top ? z[first + i] : top;
-    if (top < least || top + kMaxNoise + kSlack < best) continue;
-    uint32_t word[kPhiloxLanes];
-    philox(seed, counter, uint32_t(first), word);
-    float bound[kPhiloxLanes];
-    for (int i = 0; i < n; ++i) {
-      const float remaining = float(int32_t(0x1000000u - (word[i] >> 8)));
-      const int32_t exponent = int32_t(bit_cast<uint32_t>(remaining) >> 23) - 127;
-      bound[i] = z[first + i] + (float(25 - exponent) * kLog2 + kSlack);
-    }
-    for (int i = 0; i < n; ++i) {
-      if (z[first + i] < least || bound[i] < best) continue;
+  for_each_vector(V, [&](int64_t first, int count) {
+    const vf logit = load_logits(z + first, count);
+    if (!any((logit >= least) & (logit + (kMaxNoise + kSlack) >= float(best)))) return;
+    const vu word = philox(seed, counter, uint32_t(first));
+    const vf remaining = __builtin_convertvector(bit_cast<vi>(0x1000000u - (word >> 8)), vf);
+    const vi exponent = bit_cast<vi>(bit_cast<vu>(remaining) >> 23) - 127;
+    const vf bound = logit + (__builtin_convertvector(25 - exponent, vf) * kLog2 + kSlack);
+    const vi possible = (logit >= least) & (bound >= float(best));
+    if (!any(possible)) return;
+    for (int i = 0; i < count; ++i) {
+      if (!possible[i]) continue;
       const double u = (double(word[i] >> 8) + 0.5) * 0x1p-24;
-      const double score = double(z[first + i]) - __builtin_log(-__builtin_log(u));
+      const double score = double(logit[i]) - __builtin_log(-__builtin_log(u));
       if (score > best) {
         best = score;
         token = first + i;
       }
     }
-  }
+  });
   return token;
 }
 
@@ -109,14 +123,15 @@ PERSIMMON_INLINE SampleStatus sample_row(const SampleParams& p, const T* logits,
   const int64_t V = p.V;
   float* z = p.scratch;
   float max = 0;
-  const SampleStatus status = widen(logits, z, V, max);
+  const SampleStatus status = find_max(logits, V, max);
   if (status != SampleStatus::ok) return status;
   if (p.temperature == 0) {
-    for (token = 0; z[token] != max;) ++token;
+    for (token = 0; load1(logits + token) != max;) ++token;
     return status;
   }
-  for_each_vector(
-      V, [&](int64_t i, int count) { store_up_to(z + i, (load_up_to(z + i, count) - max) / p.temperature, count); });
+  for_each_vector(V, [&](int64_t i, int count) {
+    store_up_to(z + i, (load_up_to(logits + i, count) - max) / p.temperature, count);
+  });
   float least = -kInf;
   if (p.top_k > 0 && p.top_k < V) least = threshold(z, nullptr, V, double(p.top_k));
   if (p.top_p < 1) {
