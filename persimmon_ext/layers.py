@@ -173,10 +173,12 @@ class PersimmonAttention(nn.Module):
         """Inference: new keys and values are written straight into the cache. Returns [B, T, H, D]."""
         B, T, H, _, D = qkv.shape
         start, length = step.visibility.start, step.visibility.length
-        if self.qk_layernorm:  # under autocast the norms' float32 decides, as it does for keys that have a gradient
-            qkv = qkv.to(torch.promote_types(qkv.dtype, self.q_layernorm.weight.dtype))
+        norms = self.norms()
+        if norms[0] is not None and norms[0].dtype != qkv.dtype:
+            # Under autocast the norms' float32 decides, as it does for keys that have a gradient.
+            qkv = qkv.to(torch.promote_types(qkv.dtype, norms[0].dtype))
         k_cache, v_cache = cache.buffers(self.layer_idx, (B, H, T, D), qkv.dtype, qkv.device)
-        place = (*self.norms(), step.cos, step.sin, k_cache, v_cache, step.slots)
+        place = (*norms, step.cos, step.sin, k_cache, v_cache, step.slots)
         if T <= ops.MAX_DECODE_TOKENS and length is None:
             out = ops.decode_attention_(qkv, *place, start=start, eps=self.eps)
             cache.advance(self.layer_idx, T)

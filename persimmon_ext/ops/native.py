@@ -30,11 +30,7 @@ KERNELS = frozenset(
 
 def has_kernels(device: torch.device, *names: str) -> bool:
     """Whether every op of `names` has a kernel for `device` in this build (the meta device runs the fakes)."""
-    kind = device.type.upper()
-    for name in names:
-        if (name, kind) not in KERNELS:
-            return kind == "META"
-    return True
+    return device.type == "meta" or all((name, device.type.upper()) in KERNELS for name in names)
 
 
 def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = None, fits_cuda: bool = True) -> bool:
@@ -43,21 +39,26 @@ def takes(op: str, x: Tensor, *others: Tensor | None, backward: str | None = Non
     x's dtype must be native and shared by `others`; where gradients are on, the kernel of `backward` must exist too.
     `fits_cuda`: whether the sizes are those of the CUDA kernel, if it is written for some only.
     """
-    # Loops instead of any() and all(): this runs before every op, on caches that the op before has emptied.
-    dtype, reason = x.dtype, None
+    # Written for speed: this runs before every op of a decode step, on caches that the op before has emptied.
+    dtype, same = x.dtype, True
     for other in others:
         if other is not None and other.dtype != dtype:
-            reason = "tensors of different dtypes"
-    if dtype not in NATIVE_DTYPES:
-        reason = f"no kernel for {dtype}"
+            same = False
+    transformed = torch._C._are_functorch_transforms_active()
+    if same and x.is_cpu and dtype in NATIVE_DTYPES and not transformed:  # every op has a CPU kernel
+        return True
     needed = (op, backward) if backward is not None and torch.is_grad_enabled() else (op,)
-    if not has_kernels(x.device, *needed):
-        reason = f"no {' and '.join(needed)} kernel for {x.device.type}"
-    if torch._C._are_functorch_transforms_active():
+    if transformed:
         reason = "torch.func transforms go through PyTorch's own operators"
-    if not fits_cuda and x.is_cuda:
+    elif not has_kernels(x.device, *needed):
+        reason = f"no {' and '.join(needed)} kernel for {x.device.type}"
+    elif x.is_cuda and not fits_cuda:
         reason = "no CUDA kernel for these sizes"
-    if reason is None:
+    elif dtype not in NATIVE_DTYPES:
+        reason = f"no kernel for {dtype}"
+    elif not same:
+        reason = "tensors of different dtypes"
+    else:
         return True
     if not torch.compiler.is_compiling():
         log_fallback(op, reason)
@@ -96,6 +97,8 @@ def log_fallback(op: str, reason: str) -> None:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that matrix products run in under :func:`torch.autocast` for x's device; None outside of it."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
