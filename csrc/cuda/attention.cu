@@ -6,8 +6,8 @@ namespace persimmon::cuda {
 namespace {
 
 // A block of 4 warps takes 128 queries of a head, a warp 32 of them: each fragment of K and V that ldmatrix brings
-// serves two products. 160 registers hold the warp's sums, scores and queries; with 48 KB of shared memory, two blocks
-// share a multiprocessor (8 warps), and one computes while the other waits.
+// serves two products. Its sums and scores take 128 registers; two blocks share a multiprocessor, and one computes
+// while the other waits. Occupancy: attention_forward 128 threads x 2 blocks, 49152 B
 constexpr int kQueryTile = 128;
 constexpr int kKeyTile = 64;
 constexpr int kStages = 2;  // a tile of keys is copied while the one before is used
@@ -108,7 +108,6 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
 
   const int lane = threadIdx.x % simt::kWarpSize, warp_row = threadIdx.x / simt::kWarpSize * kWarpRows;
   const float scale = softmax_scale(params.scale);
-  Left<kM> queries;
   Result<kM, kHeadDim> out = {};
   float row_max[kM][2], row_sum[kM][2] = {};
 #pragma unroll
@@ -119,10 +118,9 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
     __syncthreads();           // and for all; and every warp is done with the tile before, whose place is now free
     if (tile + 1 < tiles_end) load_keys(tile + 1);
     simt::cp_async_commit();
-    if (tile == first_tile) {
-      load_left(queries, q_tile, warp_row);
-      if (params.scale < 0.0f) negate<T>(queries);
-    }
+    if (tile == first_tile && params.scale < 0.0f) negate_rows<kWarpRows>(q_tile + chunk_at(warp_row, 0));
+    Left<kM> queries;
+    load_left(queries, q_tile, warp_row);  // again for every tile: kept, they would cost 32 registers
     const int stage = tile % kStages * kTileWords, first_key = tile * kKeyTile;
     Result<kM, kKeyTile> scores = {};
     multiply_by_rows<T, kM, kKeyTile>(scores, queries, k_tiles + stage);

@@ -36,16 +36,13 @@ SIMT_DEVICE HeadRows<T> head_rows(const AttentionTensor& tensor, int batch, int 
 // round by negating the queries, and zero is replaced by what makes all products vanish but -inf.
 SIMT_DEVICE float softmax_scale(float scale) { return fmaxf(fabsf(scale), 1e-30f); }
 
-template <class T, int kM>
-SIMT_DEVICE void negate(Left<kM>& left) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) left[m][k][i] ^= 0x80008000u;  // two 16-bit signs
-    }
+// Changes the signs of kRows rows of a tile that only the calling warp uses.
+template <int kRows>
+SIMT_DEVICE void negate_rows(simt::Shared<uint32_t> tile) {
+  for (int word = threadIdx.x % simt::kWarpSize; word < kRows * kHeadDim / 2; word += simt::kWarpSize) {
+    tile[word] = tile[word] ^ 0x80008000u;  // two 16-bit signs
   }
+  __syncwarp();
 }
 
 inline bool is_aligned(const AttentionTensor& tensor) {

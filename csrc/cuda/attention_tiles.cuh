@@ -34,13 +34,13 @@ SIMT_DEVICE int chunk_at(int row, int chunk) { return (row * kChunks + (chunk ^ 
 template <int kRows, class T>
 SIMT_DEVICE void load_tile(simt::Shared<uint32_t> tile, const HeadRows<T>& rows, int first, int begin, int end) {
   constexpr int kRowsPerStep = kTileThreads / kChunks;
-  const int chunk = threadIdx.x % kChunks;
+  const int chunk = threadIdx.x % kChunks, first_in_tile = threadIdx.x / kChunks;
+  const T* source = rows.data + (first + first_in_tile) * rows.stride + chunk * kChunkElements;
 #pragma unroll
   for (int i = 0; i < kRows / kRowsPerStep; ++i) {
-    const int in_tile = threadIdx.x / kChunks + i * kRowsPerStep, row = first + in_tile;
-    const bool valid = row >= begin && row < end;
-    const T* const source = rows.data + (valid ? row : 0) * rows.stride + chunk * kChunkElements;
-    simt::cp_async16(tile + chunk_at(in_tile, chunk), source, valid);
+    const int in_tile = first_in_tile + i * kRowsPerStep, row = first + in_tile;
+    simt::cp_async16(tile + chunk_at(in_tile, chunk), source, row >= begin && row < end);
+    source += kRowsPerStep * rows.stride;
   }
 }
 
