@@ -1,9 +1,9 @@
 #include <torch/library.h>
 
+#include "../quantized_weight.h"
 #include "binding.h"
 #include "linear.h"
 #include "product_type.h"
-#include "quantized_weight.h"
 #include "sparse_rule.h"
 
 namespace persimmon::cpu {
@@ -11,6 +11,7 @@ namespace {
 
 at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight_, const at::Tensor& scale_,
                        const OptionalTensor& bias, const OptionalTensor& residual, bool relu2) {
+  dtype_of(x, "x");
   check_codes(x, weight_, at::kChar, scale_);
   const int64_t N = weight_.size(0), K = weight_.size(1);
   check_shape(scale_, "scale", {N});
@@ -30,6 +31,7 @@ at::Tensor linear_int8(const at::Tensor& x, const at::Tensor& weight_, const at:
 
 at::Tensor linear_int4(const at::Tensor& x, const at::Tensor& weight_, const at::Tensor& scale_,
                        const OptionalTensor& bias, const OptionalTensor& residual, bool relu2) {
+  dtype_of(x, "x");
   check_codes(x, weight_, at::kByte, scale_);
   const int64_t N = weight_.size(0), K = check_packed(weight_, scale_);
   const Product p = make_product(x, N, K, bias, residual, relu2);

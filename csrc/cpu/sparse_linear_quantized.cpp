@@ -1,8 +1,8 @@
 #include <torch/library.h>
 
+#include "../quantized_weight.h"
 #include "binding.h"
 #include "product_type.h"
-#include "quantized_weight.h"
 #include "sparse_rule.h"
 #include "streamed_product.h"
 
@@ -11,6 +11,7 @@ namespace {
 
 at::Tensor sparse_linear_int8(const at::Tensor& x, const at::Tensor& weight_, const at::Tensor& scale_,
                               const OptionalTensor& bias, const OptionalTensor& residual) {
+  dtype_of(x, "x");
   check_codes(x, weight_, at::kChar, scale_);
   const int64_t F = weight_.size(0), C = weight_.size(1);
   check_shape(scale_, "scale", {C});
@@ -30,6 +31,7 @@ at::Tensor sparse_linear_int8(const at::Tensor& x, const at::Tensor& weight_, co
 
 at::Tensor sparse_linear_int4(const at::Tensor& x, const at::Tensor& weight_, const at::Tensor& scale_,
                               const OptionalTensor& bias, const OptionalTensor& residual) {
+  dtype_of(x, "x");
   check_codes(x, weight_, at::kByte, scale_);
   const int64_t F = weight_.size(0), C = check_packed(weight_, scale_);
   const Product p = make_product(x, C, F, bias, residual, false);

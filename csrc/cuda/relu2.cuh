@@ -14,7 +14,7 @@ struct Relu2Params {
   const void* grad;  // [N, F], or null: forward
   const void* x;     // [N, F]
   const void* bias;  // [F], or null
-  void* out;         // [N, F]; may not overlap the inputs
+  void* out;         // [N, F]; may be x or grad
   int64_t rows;      // N; without a bias, one long row is the same
   int64_t columns;   // F
 };

@@ -2,13 +2,16 @@
 
 #include <ATen/ops/cat.h>
 
-#include "binding.h"
-#include "kernels/linear.h"
+#include "checks.h"
 
-namespace persimmon::cpu {
+namespace persimmon {
+namespace {
+
+constexpr int64_t kInt4Group = 64;  // weights that share a scale
+
+}  // namespace
 
 void check_codes(const at::Tensor& x, const at::Tensor& weight, at::ScalarType dtype, const at::Tensor& scale) {
-  dtype_of(x, "x");
   check_dim(weight, "weight", 2);
   check_same_device(weight, "weight", x, "x");
   check_dtype(weight, "weight", dtype);
@@ -30,4 +33,4 @@ at::Tensor dequantize_int4(const at::Tensor& packed, const at::Tensor& scale) {
   return codes.sub_(8).mul_(scale.unsqueeze(-1)).view({packed.size(0), scale.size(1) * kInt4Group});
 }
 
-}  // namespace persimmon::cpu
+}  // namespace persimmon

@@ -1,0 +1,122 @@
+#include "product.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../relu2.cuh"
+
+namespace persimmon::cuda {
+namespace {
+
+const float* floats_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+
+// y = act(y) + residual in place, after a matrix product that has added the bias.
+void apply_epilogue(const Product& p) {
+  if (p.relu2 && p.y.numel() > 0) {
+    void* const y = p.y.mutable_data_ptr();
+    const Relu2Params params{.grad = nullptr, .x = y, .bias = nullptr, .out = y, .rows = 1, .columns = p.y.numel()};
+    check_launch(launch_relu2(params, p.dtype, current_stream()), "relu2", p.y, "y");
+  }
+  if (p.residual.defined()) p.y2d().add_(p.residual);
+}
+
+}  // namespace
+
+Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
+                     const OptionalTensor& residual, bool relu2) {
+  const simt::Dtype dtype = dtype_of(x, "x");
+  TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
+  TORCH_CHECK_VALUE(x.size(-1) == K, "x must have the weight's ", K, " columns in its last dimension, got shape ",
+                    x.sizes(), ".");
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = N;
+  int64_t M = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) M *= x.size(i);
+  if (bias) check_like(*bias, "bias", x, "x", {N});
+  if (residual) check_like(*residual, "residual", x, "x", sizes);
+  return {
+      .x = aligned_contiguous(x).view({M, K}),
+      .bias = bias ? bias->contiguous() : at::Tensor(),
+      .residual = residual ? residual->contiguous().view({M, N}) : at::Tensor(),
+      .y = at::empty(sizes, x.options()),
+      .relu2 = relu2,
+      .M = M,
+      .N = N,
+      .K = K,
+      .dtype = dtype,
+  };
+}
+
+void check_weight(const at::Tensor& x, const at::Tensor& weight) {
+  check_dim(weight, "weight", 2);
+  check_like(weight, "weight", x, "x", weight.sizes());
+}
+
+void few_rows_product(LinearLauncher launch, const Product& p, const at::Tensor& weight_, const at::Tensor& scale,
+                      const char* op) {
+  const at::Tensor weight = aligned_contiguous(weight_);
+  const LinearParams params{
+      .x = p.x.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .scale = floats_or_null(scale),
+      .bias = data_or_null(p.bias),
+      .residual = data_or_null(p.residual),
+      .y = p.y.mutable_data_ptr(),
+      .M = p.M,
+      .N = p.N,
+      .K = p.K,
+      .relu2 = p.relu2,
+  };
+  check_launch(launch(params, p.dtype, current_stream()), op, p.x, "x");
+}
+
+void streamed_product(SparseLauncher launch, const Product& p, const at::Tensor& weight_, const at::Tensor& scale,
+                      int weight_bits, bool all_rows, const char* op) {
+  const at::Tensor weight = aligned_contiguous(weight_);
+  const at::Tensor partials =
+      at::empty({sparse_linear_splits(p.K, weight_bits), p.M, p.N}, p.x.options().dtype(at::kFloat));
+  const SparseLinearParams params{
+      .x = p.x.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .scale = floats_or_null(scale),
+      .bias = data_or_null(p.bias),
+      .residual = data_or_null(p.residual),
+      .y = p.y.mutable_data_ptr(),
+      .partials = partials.mutable_data_ptr<float>(),
+      .M = p.M,
+      .C = p.N,
+      .F = p.K,
+      .relu2 = p.relu2,
+      .all_rows = all_rows,
+  };
+  check_launch(launch(params, p.dtype, current_stream()), op, p.x, "x");
+}
+
+void dense_product(const Product& p, const at::Tensor& weight) {
+  at::Tensor y = p.y2d();
+  if (p.bias.defined()) {
+    at::addmm_out(y, p.bias, p.x, weight.t());
+  } else {
+    at::mm_out(y, p.x, weight.t());
+  }
+  apply_epilogue(p);
+}
+
+void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, int64_t rows)>& tile) {
+  constexpr int64_t kTileElements = 1 << 24;  // of the weight: 64 MiB in float32, and half of it in x's dtype
+  const int64_t rows_that_fit = kTileElements / std::max<int64_t>(p.K, 1) / 64 * 64;
+  const int64_t tile_rows = std::clamp<int64_t>(rows_that_fit, 64, kTileElements);
+  for (int64_t n = 0; n < p.N; n += tile_rows) {
+    const int64_t rows = std::min(tile_rows, p.N - n);
+    at::Tensor y = at::mm(p.x, tile(n, rows).t());
+    if (p.bias.defined()) y.add_(p.bias.narrow(0, n, rows));
+    p.y2d().narrow(1, n, rows).copy_(y);
+  }
+  apply_epilogue(p);
+}
+
+}  // namespace persimmon::cuda

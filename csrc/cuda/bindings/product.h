@@ -1,0 +1,57 @@
+// What the products (linear, sparse_linear and their quantised forms) share: checked operands, and the ways to a
+// result.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <optional>
+
+#include "../linear.cuh"
+#include "../sparse_linear.cuh"
+#include "binding.h"
+
+namespace persimmon::cuda {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// x W^T with x [..., K] and W [N, K]: checked, and flattened to M rows. Made under the guard of x's device.
+struct Product {
+  at::Tensor x;         // [M, K] contiguous, at a multiple of 16 bytes
+  at::Tensor bias;      // [N] contiguous, or undefined
+  at::Tensor residual;  // [M, N] contiguous, or undefined
+  at::Tensor y;         // [..., N] to be written
+  bool relu2;
+  int64_t M, N, K;
+  simt::Dtype dtype;
+
+  at::Tensor y2d() const { return y.view({M, N}); }
+  // Whether the kernels for few rows take it: they are for 16-bit elements.
+  bool has_few_rows() const { return M <= kFewRows && dtype != simt::Dtype::kFloat32; }
+};
+
+Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
+                     const OptionalTensor& residual, bool relu2);
+
+// x and weight [N, K] of one dtype and device.
+void check_weight(const at::Tensor& x, const at::Tensor& weight);
+
+using LinearLauncher = cudaError_t (*)(const LinearParams&, simt::Dtype, cudaStream_t);
+using SparseLauncher = cudaError_t (*)(const SparseLinearParams&, simt::Dtype, cudaStream_t);
+
+// Few rows, row-major weight; `scale` undefined where there is none.
+void few_rows_product(LinearLauncher launch, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
+                      const char* op);
+
+// Few rows, and row j of W^T contiguous in `weight` [K, …]: all rows, or those that x does not multiply by zero.
+void streamed_product(SparseLauncher launch, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
+                      int weight_bits, bool all_rows, const char* op);
+
+// Any number of rows: torch's matrix product, then what is left of the epilogue. weight [N, K] of any strides.
+void dense_product(const Product& p, const at::Tensor& weight);
+
+// The same for a weight that is only ever converted a bounded tile at a time: tile(n, rows) returns its rows
+// [n, n + rows) in x's dtype; n is a multiple of 64.
+void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, int64_t rows)>& tile);
+
+}  // namespace persimmon::cuda
