@@ -16,7 +16,7 @@ from persimmon_ext.ops.native import (
     run,
     takes,
 )
-from persimmon_ext.ops.qk_norm_rope import given_norms, qk_norm_rope_append_
+from persimmon_ext.ops.qk_norm_rope import given_norms, has_cuda_sizes, qk_norm_rope_append_
 
 _ops = torch.ops.persimmon_ext
 
@@ -82,7 +82,8 @@ def decode_attention_(
     Args:
         qkv: [B, T, H, 3, D] with T from 1 to 8.
         q_weight, q_bias, k_weight, k_bias, cos, sin, k_cache, v_cache, eps: see :func:`qk_norm_rope_append_`.
-        slots: int64 [B, T], consecutive in each row: token t sees the cache from `start` to its own slot.
+        slots: int64 [B, T], consecutive in each row: token t sees the cache from `start` to its own slot. On a CUDA
+            device only the first of a row is read, and a token whose slot is outside the cache is not written.
         start: int64 [B], first valid slot, default 0.
         scale: of the scores, default 1 / sqrt(D).
     Returns: [B, T, H, D].
@@ -91,7 +92,8 @@ def decode_attention_(
     norms = (q_weight, q_bias, k_weight, k_bias)
     parameters = given_norms(*norms)
     refuse_gradients("decode_attention_", qkv, *norms, k_cache, v_cache)
-    if parameters and takes("decode_attention_", qkv, *norms, k_cache, v_cache):
+    fits_cuda = qkv.dtype != torch.float32 and has_cuda_sizes(qkv, cos)
+    if parameters and takes("decode_attention_", qkv, *norms, k_cache, v_cache, fits_cuda=fits_cuda):
         return _ops.decode_attention_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, start, eps, scale)
     if not 1 <= qkv.shape[1] <= MAX_DECODE_TOKENS:
         raise ValueError(f"decode_attention_ takes 1 to {MAX_DECODE_TOKENS} new tokens, got {qkv.shape[1]}.")

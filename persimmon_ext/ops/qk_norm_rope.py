@@ -30,7 +30,7 @@ def given_norms(*norms: Tensor | None) -> list[Tensor]:
     return given
 
 
-def fits_cuda(qkv: Tensor, cos: Tensor) -> bool:
+def has_cuda_sizes(qkv: Tensor, cos: Tensor) -> bool:
     """Whether the CUDA kernels are written for this head and rotary dimension."""
     return qkv.shape[-1] == CUDA_HEAD_DIM and 2 * cos.shape[-1] == CUDA_ROTARY_DIM
 
@@ -61,7 +61,7 @@ def qk_norm_rope(
         qkv = qkv.to(torch.promote_types(qkv.dtype, parameters[0].dtype))
     if (
         parameters
-        and takes("qk_norm_rope", qkv, *norms, backward="qk_norm_rope_backward", fits_cuda=fits_cuda(qkv, cos))
+        and takes("qk_norm_rope", qkv, *norms, backward="qk_norm_rope_backward", fits_cuda=has_cuda_sizes(qkv, cos))
         and cos.dtype == torch.float32
     ):
         return run(_ops.qk_norm_rope, qkv, *parameters, cos, sin, eps)
@@ -93,7 +93,7 @@ def qk_norm_rope_append_(
     norms = (q_weight, q_bias, k_weight, k_bias)
     parameters = given_norms(*norms)
     refuse_gradients("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache)
-    if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache, fits_cuda=fits_cuda(qkv, cos)):
+    if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache, fits_cuda=has_cuda_sizes(qkv, cos)):
         return _ops.qk_norm_rope_append_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, eps)
     q, k, v = reference.qk_norm_rope(qkv, *norms, cos, sin, eps)
     reference.append_(k.to(k_cache.dtype), v.to(v_cache.dtype), k_cache, v_cache, slots)

@@ -1,0 +1,49 @@
+// One decode step's attention for 1 to 8 new tokens of a sequence: norm and rotation of q and k (qk_norm_rope.cuh), k
+// and v of the new tokens appended to the cache, attention of the new tokens over it.
+//
+//   out[b, t, h] = sum over s of softmax(scale q . k[b, h, s]) v[b, h, s],   start[b] <= s <= slots[b, t]
+//
+// Slots are read on the device; those of a sequence are consecutive. A token whose slot is outside the cache (-1, by
+// convention) is not written and not seen; a token that sees nothing gives 0. What is not seen of the cache may hold
+// anything.
+//
+// The keys of a sequence are split over blocks, which read what was in the cache before; the last split also has the
+// new tokens, from registers, so no block waits for another. A second kernel combines the splits in order: the same
+// input gives the same bits. Elements are bf16 or fp16, D = 64, R = 32; softmax state and sums are float32. Bytes
+// moved: k and v of the visible keys once, whatever the number of new tokens; the splits' sums, 264 bytes for each
+// token and head, twice.
+#pragma once
+#include "../simt/simt.h"
+#include "qk_norm_rope.cuh"
+
+namespace persimmon::cuda {
+
+constexpr int kMaxDecodeTokens = 8;
+
+struct DecodeAttentionParams {
+  const void* qkv;  // [B, T, H, 3, D]
+  const void* q_weight;
+  const void* q_bias;
+  const void* k_weight;
+  const void* k_bias;          // [D] each
+  const float* cos;            // [B or 1, T, 16]
+  const float* sin;            // as cos
+  const int64_t* slots;        // [B, T]
+  const int64_t* start;        // [B], or null: 0
+  HeadRowsOut k, v;            // the caches [B, H, S, D]
+  void* out;                   // [B, T, H, D]
+  float* partials;             // [B, H, splits, T, D + 2] scratch; not used with one split
+  int64_t angle_batch_stride;  // 0 where the batch shares cos and sin
+  int64_t B, T, H, S;
+  float eps, scale;
+};
+
+// How many parts the S rows of a cache are split into: so many that the GPU is full, as long as a part of a full cache
+// has enough rows to be worth a block. Depends on shapes only.
+int64_t decode_attention_splits(int64_t B, int64_t H, int64_t S);
+
+// Starts the kernels on `stream`. Returns an error for sizes out of range, float32, an address or cache stride that is
+// not a multiple of 16 bytes, or when a launch fails. Nothing to do: cudaSuccess.
+cudaError_t launch_decode_attention(const DecodeAttentionParams& params, simt::Dtype dtype, cudaStream_t stream);
+
+}  // namespace persimmon::cuda
