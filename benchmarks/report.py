@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kernels, table
+from benchmarks import kernels, loading, table
 
 try:
     from matplotlib import figure as drawing
@@ -22,7 +22,7 @@ Result = dict[str, Any]
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("files", nargs="+", help="written by --json of kernels, decode or prefill")
+    parser.add_argument("files", nargs="+", help="written by --json of kernels, decode, prefill or loading")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there instead of printing them")
     parser.add_argument("--plots", metavar="FOLDER", help="write PNG pictures there")
     return parser.parse_args(arguments)
@@ -32,7 +32,7 @@ def load(path: str) -> Result:
     """One result. Exits with a sentence for a file that none of the programs wrote."""
     try:
         result: Result = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = result["program"] in ("kernels", "decode", "prefill")
+        known = result["program"] in ("kernels", "decode", "prefill", "loading")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise SystemExit(f"{path} can't be read as a benchmark's result: {problem!r}.") from problem
     if not known:
@@ -65,7 +65,7 @@ def model_row(result: Result) -> dict[str, str]:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """All results: a table for each run of the kernels, one for all decode runs, one for all prefill runs."""
+    """All results: a table for each run of the kernels, and one for all runs of each other program."""
     parts = []
     for result in results:
         if result["program"] == "kernels":
@@ -76,6 +76,9 @@ def markdown(results: Sequence[Result]) -> str:
         if runs:
             text = table.markdown([model_row(run) for run in runs])
             parts.append(f"## {program.capitalize()}\n\n{_conditions(runs)}\n\n{text}")
+    if runs := [result for result in results if result["program"] == "loading"]:
+        text = table.markdown([row for run in runs for row in loading.as_rows(run)])
+        parts.append(f"## Loading\n\n{_conditions(runs)}\n\n{text}")
     return "\n\n".join(parts) + "\n"
 
 
