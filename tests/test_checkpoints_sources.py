@@ -1,0 +1,214 @@
+"""from_pretrained on what is no plain Persimmon folder: Fuyu's, the Hub's, and configs that the caller changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from checkpoint_helpers import assert_same_tensors, edit_config, make_model
+from huggingface_hub import errors
+
+from persimmon_ext import (
+    CheckpointError,
+    PersimmonForCausalLM,
+    PersimmonForSequenceClassification,
+    PersimmonModel,
+)
+
+NAME = "adept/persimmon-8b-base"
+IDS = torch.tensor([[5, 9, 30, 2, 7]])
+
+
+# ---- Fuyu ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fuyu(tmp_path: Path) -> tuple[Path, Any]:
+    """A Fuyu model's folder, and the model."""
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+    }
+    text = {"model_type": "persimmon", **sizes, "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}
+    config = transformers.FuyuConfig(**sizes, text_config=text, image_size=30, patch_size=3, image_token_id=39)
+    model = transformers.FuyuForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    return tmp_path, model
+
+
+@torch.no_grad()
+def test_the_language_model_of_a_fuyu_folder(fuyu: tuple[Path, Any]) -> None:
+    folder, theirs = fuyu
+    left = r"left unread: vision_embed_tokens\.bias, vision_embed_tokens\.weight\.$"
+    with pytest.warns(UserWarning, match=left):
+        ours = PersimmonForCausalLM.from_pretrained(folder)
+    assert ours.config.rope_parameters["rope_theta"] == 300.0
+    torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    with pytest.warns(UserWarning, match=left):
+        decoder = PersimmonModel.from_pretrained(folder)
+    assert_same_tensors(ours.model, decoder)
+
+
+def test_an_early_fuyu_config(fuyu: tuple[Path, Any]) -> None:
+    folder, _ = fuyu
+    file = folder / "config.json"
+    fields = json.loads(file.read_text())
+    text = fields.pop("text_config")
+    for early in ({**fields, **text}, {**fields, **text, "text_config": {"model_type": "persimmon"}}):
+        file.write_text(json.dumps({**early, "model_type": "fuyu"}))
+        with pytest.warns(UserWarning, match="left unread"):
+            loaded = PersimmonForCausalLM.from_pretrained(folder)
+        assert loaded.config.model_type == "persimmon"
+        assert loaded.config.rope_parameters["rope_theta"] == 300.0
+
+
+def test_a_fuyu_config_of_another_language_model(fuyu: tuple[Path, Any]) -> None:
+    folder, _ = fuyu
+    edit_config(folder, text_config={"model_type": "llama"})
+    with pytest.raises(ValueError, match="model_type must be 'persimmon' for this Persimmon model, got 'llama'"):
+        PersimmonForCausalLM.from_pretrained(folder)
+    edit_config(folder, text_config=3)
+    with pytest.raises(ValueError, match=r"text_config in .*config\.json must be an object, got 3"):
+        PersimmonForCausalLM.from_pretrained(folder)
+
+
+# ---- the config that the caller changes ------------------------------------------------------------------------------
+
+
+def test_fields_of_the_config(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="newly initialised"):
+        model = PersimmonForSequenceClassification.from_pretrained(tmp_path, num_labels=5, pad_token_id=0)
+    assert model.score.weight.shape == (5, 16)
+    assert model.config.pad_token_id == 0
+    model = PersimmonForCausalLM.from_pretrained(tmp_path, rope_theta=77.0, config=make_model().config)
+    assert model.config.rope_parameters["rope_theta"] == 77.0
+
+
+def test_a_missing_head(tmp_path: Path) -> None:
+    make_model(PersimmonModel).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"1 tensor missing: lm_head\.weight .*tie_word_embeddings=True uses"):
+        PersimmonForCausalLM.from_pretrained(tmp_path)
+    model = PersimmonForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_an_argument_that_does_not_exist(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected argument 'trust_remote_code'"):
+        PersimmonForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    with pytest.raises(ValueError, match="both say where to load"):
+        PersimmonForCausalLM.from_pretrained(tmp_path, device="cpu", device_map="auto")
+
+
+# ---- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """A Hub of one repository, in a folder; notes what it was asked."""
+
+    def __init__(self, repository: Path, snapshot: Path) -> None:
+        self.repository, self.snapshot = repository, snapshot
+        self.asked: list[str] = []
+        self.options: dict[str, Any] = {}
+
+    def hf_hub_download(self, name: str, file: str, **options: Any) -> str:
+        assert name == NAME
+        self.options = options
+        if not (self.repository / file).exists():
+            raise errors.EntryNotFoundError(f"{file} is not there.")
+        self.asked.append(file)
+        self.snapshot.mkdir(exist_ok=True)
+        return str(shutil.copy(self.repository / file, self.snapshot / file))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.chdir(tmp_path)
+    stand_in = Hub(repository, tmp_path / "snapshot")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", stand_in.hf_hub_download)
+    return stand_in
+
+
+@pytest.mark.parametrize("size", ["5GB", 3000])
+def test_a_repository(hub: Hub, size: int | str, tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(hub.repository, max_shard_size=size)
+    (hub.repository / "README.md").write_text("not needed")
+    torch.save(model.state_dict(), hub.repository / "pytorch_model.bin")
+    loaded = PersimmonForCausalLM.from_pretrained(
+        NAME, revision="main", cache_dir=tmp_path / "cache", local_files_only=True, token="secret"
+    )
+    assert_same_tensors(model, loaded)
+    assert hub.options == {
+        "revision": "main",
+        "cache_dir": tmp_path / "cache",
+        "local_files_only": True,
+        "token": "secret",
+    }
+    assert {"README.md", "pytorch_model.bin"}.isdisjoint(hub.asked)
+
+
+def test_a_repository_of_pickles(hub: Hub) -> None:
+    model = make_model()
+    model.config.save_pretrained(hub.repository)
+    torch.save(model.state_dict(), hub.repository / "pytorch_model.bin")
+    assert_same_tensors(model, PersimmonForCausalLM.from_pretrained(NAME))
+
+
+def test_a_folder_comes_first(hub: Hub, tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / NAME)
+    PersimmonForCausalLM.from_pretrained(NAME)
+    assert not hub.asked
+
+
+def test_a_repository_without_weights(hub: Hub) -> None:
+    make_model().config.save_pretrained(hub.repository)
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint on the Hugging Face Hub: .*is not there"):
+        PersimmonForCausalLM.from_pretrained(NAME)
+
+
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (errors.LocalEntryNotFoundError("no network"), r"There is no folder 'adept/.*', and .*the Hub is out of reach"),
+        (errors.OfflineModeIsEnabled("offline"), r"neither in the Hub's cache nor can they be downloaded"),
+        (errors.EntryNotFoundError("404"), r"no such checkpoint on the Hugging Face Hub at revision 'v9': 404"),
+    ],
+)
+def test_what_cannot_be_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, match: str
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing)
+    with pytest.raises(FileNotFoundError, match=match):
+        PersimmonForCausalLM.from_pretrained(NAME, revision="v9")
+
+
+def test_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"neither in the Hub's cache .*local_files_only is set"):
+        PersimmonForCausalLM.from_pretrained(NAME, local_files_only=True, cache_dir=tmp_path)
+
+
+def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"There is no folder 'adept/persimmon-8b-base', and .*persimmon_ext\[hub\]"):
+        PersimmonForCausalLM.from_pretrained(NAME)
