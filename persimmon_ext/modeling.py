@@ -114,7 +114,8 @@ class PersimmonModel(PersimmonPreTrainedModel):
         # Elsewhere the check would wait for the device, and a traced graph has no values to check.
         if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
             low, high = int(input_ids.min()), int(input_ids.max())
-            V = self.embed_tokens.weight.shape[0]
+            # A trimmed vocabulary has more ids than rows.
+            V = getattr(self.embed_tokens, "num_embeddings", self.embed_tokens.weight.shape[0])
             if low < 0 or high >= V:
                 raise IndexError(f"input_ids contains {low if low < 0 else high}; ids go from 0 to {V - 1}.")
         embedded: Tensor = self.embed_tokens(input_ids)

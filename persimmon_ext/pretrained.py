@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from persimmon_ext import checkpoints
+from persimmon_ext import checkpoints, trimmed_vocabulary
 from persimmon_ext.checkpoints.hub import HubRequest
 from persimmon_ext.checkpoints.placement import DeviceMap
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, quantize_model, quantized_format
+from persimmon_ext.token_codec import TokenCodec
+from persimmon_ext.trimmed_vocabulary import Trimmed
+from persimmon_ext.vocabulary import check_fits
 
 ModelType = TypeVar("ModelType", bound="PersimmonPreTrainedModel")
 
@@ -107,7 +110,37 @@ class PersimmonPreTrainedModel(nn.Module):
         Raises: ValueError for an unknown format, a size that it can't take, a weight that isn't finite, or a model that
             is quantised already; nothing has changed then.
         """
+        if trimmed_vocabulary.is_trimmed(self):
+            raise ValueError("The vocabulary is trimmed: quantise the whole model, then trim it.")
         quantize_model(self, quantization)
+        return self
+
+    def trim_vocab(self, tokenizer: TokenCodec | None = None, *, ids: Sequence[int] | Tensor | None = None) -> Trimmed:
+        """Drops the rows of the embedding and the language-model head that are never used, in place. Ids stay.
+
+        The logits of dropped ids are -inf, so that they are never chosen; as an input they are an IndexError.
+        :meth:`save_pretrained` writes all rows, and :meth:`restore_vocab` brings them back.
+
+        Args:
+            tokenizer: keeps the ids that encoding a text can give, its special tokens and the config's, or
+            ids: keeps exactly these; one of the two.
+        Returns: how many ids were kept and dropped, and the bytes saved.
+        Raises: ValueError for a tokenizer or ids that don't fit the vocabulary, or a model that is trimmed already.
+        """
+        if (tokenizer is None) == (ids is None):
+            raise ValueError("trim_vocab takes a tokenizer, or the ids to keep.")
+        if tokenizer is not None:
+            check_fits(len(tokenizer), self.config.vocab_size, "The tokenizer")
+            ends = self.config.eos_token_id
+            stated = [self.config.bos_token_id, self.config.pad_token_id, *(ends if isinstance(ends, list) else [ends])]
+            special = tokenizer.special_tokens.matched.values()
+            named = [index for index in stated if index is not None and index >= 0]
+            ids = [*tokenizer.vocabulary.producible(), *special, *named]
+        return trimmed_vocabulary.trim(self, ids if ids is not None else [])
+
+    def restore_vocab(self: ModelType) -> ModelType:
+        """Undoes :meth:`trim_vocab`, bit for bit."""
+        trimmed_vocabulary.restore(self)
         return self
 
     @property

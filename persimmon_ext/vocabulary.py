@@ -6,9 +6,10 @@ from typing import Any
 
 import sentencepiece
 
-from persimmon_ext.sentencepiece_proto import MODEL_TYPES, parse_model
+from persimmon_ext.sentencepiece_proto import MODEL_TYPES, NORMAL, UNIGRAM, UNUSED, parse_model
 
 SPACE_SYMBOL = "\u2581"
+_ROUNDING = 1e-3  # more than sums of scores differ by in float32
 
 
 class SentencePieceVocabulary:
@@ -78,6 +79,21 @@ class SentencePieceVocabulary:
         # sentencepiece answers the unknown id for what it does not know.
         return index if self._processor.id_to_piece(index) == piece else None
 
+    def producible(self) -> list[int]:
+        """The ids that encoding some text may give, control pieces included.
+
+        Left out: pieces marked as unused and, in a unigram model, those that are less likely than some way to write
+        them with other pieces, since the likeliest way is what encoding takes. Where neither can be told, an id stays.
+        """
+        spec = parse_model(self._model)
+        scores = {piece.text: piece.score for piece in spec.pieces if piece.type == NORMAL}
+        return [
+            index
+            for index, piece in enumerate(spec.pieces)
+            if piece.type != UNUSED
+            and not (spec.model_type == UNIGRAM and piece.type == NORMAL and _is_beaten(piece.text, scores))
+        ]
+
     def surface(self, index: int) -> str | int:
         """What an id stands for before spaces are restored: a byte (int) of a split character, or a text."""
         if self._processor.is_byte(index):
@@ -93,6 +109,26 @@ class SentencePieceVocabulary:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"])  # type: ignore[misc]
+
+
+def check_fits(tokens: int, rows: int, what: str) -> None:
+    """Raises ValueError if the tokenizer `what` has more tokens than the model's vocabulary has rows."""
+    if tokens > rows:
+        raise ValueError(
+            f"{what} has {tokens} tokens, but the model's vocabulary has only {rows}: they don't belong together."
+        )
+
+
+def _is_beaten(text: str, scores: dict[str, float]) -> bool:
+    """Whether two or more pieces that make up `text` have a higher score than it has as one."""
+    best = [0.0] + [float("-inf")] * len(text)
+    longest = len(text)
+    for end in range(1, longest + 1):
+        for begin in range(end):
+            part = text[begin:end]
+            if len(part) < longest and part in scores:
+                best[end] = max(best[end], best[begin] + scores[part])
+    return best[-1] > scores[text] + _ROUNDING * max(1.0, abs(scores[text]))
 
 
 def _is_unicode(text: str) -> bool:

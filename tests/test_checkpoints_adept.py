@@ -302,7 +302,7 @@ class TestBadReleases:
 
     def test_tokenizer_of_another_size(self, tmp_path: Path) -> None:
         release = write_release(tmp_path / "release", reference_model(vocab_size=500))
-        self.refused(release, "has 600 tokens, but the model's vocabulary has only 500")
+        self.refused(release, "has 600 tokens, but the model's vocabulary has only 500", ValueError)
 
     def test_contents_of_another_kind(self, release: Path) -> None:
         for content, match in [([1], "no dictionary with a model"), ({"model": {}}, "holds no args")]:

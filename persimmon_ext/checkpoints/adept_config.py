@@ -44,7 +44,6 @@ def config_of(
         raise CheckpointError(f"The release has heads of {width!r} channels; {C} over {H} heads make {C / H:g}.")
     ffn = arguments.get("ffn_hidden_size")
     tied = not arguments.get("untie_embeddings")
-    dropouts: dict[str, Any] = {name: arguments.get(name) or 0.0 for name in ("hidden_dropout", "attention_dropout")}
     return PersimmonConfig(
         vocab_size=vocab_size,
         hidden_size=C,
@@ -56,6 +55,8 @@ def config_of(
         layer_norm_eps=arguments.get("layernorm_epsilon") or 1e-5,
         tie_word_embeddings=tied,
         qk_layernorm=_QK_LAYERNORM[norms],
+        hidden_dropout=arguments.get("hidden_dropout") or 0.0,
+        attention_dropout=arguments.get("attention_dropout") or 0.0,
         rope_parameters={
             "rope_type": "default",
             "rope_theta": float(arguments.get("rotary_emb_base") or 25000),
@@ -64,7 +65,6 @@ def config_of(
         bos_token_id=bos_token_id,
         eos_token_id=eos_token_id,
         architectures=["PersimmonForCausalLM"],
-        **dropouts,
     )
 
 

@@ -22,6 +22,7 @@ from persimmon_ext.checkpoints.targets import dtype_name, parse_dtype, parse_siz
 from persimmon_ext.checkpoints.writing import shard_names, split, write_index
 from persimmon_ext.special_tokens import END_OF_TEXT
 from persimmon_ext.tokenizer import PersimmonTokenizer
+from persimmon_ext.vocabulary import check_fits
 
 _STAGING = "converted"
 _PLAN = "plan.json"
@@ -52,8 +53,8 @@ def convert_adept(
         progress: show a bar.
     Returns: `folder`.
     Raises: FileNotFoundError if there is no release, CheckpointError for one that is damaged, of another architecture
-        or that asks for more than plain data, BlockingIOError if another process writes to `folder`, OSError if the
-        disk is full.
+        or that asks for more than plain data, ValueError for a tokenizer of another model, BlockingIOError if another
+        process writes to `folder`, OSError if the disk is full.
     """
     source, folder = Path(source), Path(folder)
     limit = parse_size(max_shard_size)
@@ -75,7 +76,7 @@ def convert_adept(
         if config.tie_word_embeddings:
             sources.pop("lm_head.weight", None)  # Megatron's last stage saves a copy
         check_shapes(sources, expected_shapes(config))
-        check_vocabulary(len(tokenizer), config.vocab_size, str(source))
+        check_fits(len(tokenizer), config.vocab_size, f"The tokenizer of {source}")
         shards = split(sources, limit)
         contents = dict(zip(shard_names(len(shards)), shards, strict=True))
         with staged(folder, resumed=_STAGING) as staging:
@@ -119,15 +120,6 @@ def check_md5(path: Path, expected: bool | str, *, progress: bool = False) -> No
     if expected is True and found not in MD5:
         public = " nor ".join(f"{md5} ({name})" for md5, name in MD5.items())
         raise CheckpointError(f"The md5 of {path} is {found}, neither {public}: it is damaged, or another file.")
-
-
-def check_vocabulary(tokens: int, rows: int, where: str) -> None:
-    """Raises CheckpointError if a tokenizer has more tokens than an embedding has rows."""
-    if tokens > rows:
-        raise CheckpointError(
-            f"The tokenizer of {where} has {tokens} tokens, but the model's vocabulary has only {rows}: they don't "
-            "belong together."
-        )
 
 
 def _tokenizer(source: Path, release: Release) -> PersimmonTokenizer:

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from persimmon_ext.checkpoints.safetensors_writer import Source, source_of, writ
 from persimmon_ext.checkpoints.targets import dtype_name, parse_size
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, quantized_format
+from persimmon_ext.trimmed_vocabulary import TRIMMED, TrimmedHead, whole_rows
 
 
 def save_pretrained(
@@ -39,7 +41,8 @@ def save_pretrained(
 
     Tensors are written row-major whatever their layout in memory, a tied head once. `max_shard_size` is in bytes, or a
     string such as "500MB" or "2GiB"; a tensor larger than that gets a file of its own. `state_dict` replaces that of
-    the model. The files of a quantised model are called quantized….safetensors, and its config.json says the format.
+    the model. The files of a quantised model are called quantized….safetensors, and its config.json says the format. A
+    trimmed vocabulary is written whole.
 
     Everything is written beside the old files first, a few megabytes of a tensor at a time: if that fails, or the
     process is killed, the folder is as before. Weight files of an earlier save that no longer belong are removed at the
@@ -57,7 +60,7 @@ def save_pretrained(
         raise NotADirectoryError(f"A checkpoint is saved to a folder, but {target} is a file.")
     tensors = _tensors_to_save(model, model.state_dict() if state_dict is None else state_dict)
     config = _config_to_save(model, tensors)
-    sources = {name: source_of(tensor) for name, tensor in tensors.items()}
+    sources = _sources(model, tensors)
     quantized = QUANTIZATION_FIELD in config.extra
     shards = split(sources, limit)
     contents = dict(zip(shard_names(len(shards), quantized=quantized), shards, strict=True))
@@ -82,6 +85,22 @@ def _tensors_to_save(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         raise ValueError(f"Tensors on the meta device have no values to save: {listing(empty)}.")
     repeated = {alias for name, (_, *others) in parameter_aliases(model).items() if name in state for alias in others}
     return {name: tensor.detach() for name, tensor in state.items() if name not in repeated}
+
+
+def _sources(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
+    """What is written of each tensor: of a trimmed vocabulary all rows, under the names that a whole one has."""
+    sources = {}
+    trimmed = {name: module for name, module in model.named_modules() if isinstance(module, TRIMMED)}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = trimmed.get(owner) or trimmed.get(owner.removesuffix(f".{TrimmedHead.ROWS}"))
+        if module is None:
+            sources[name] = source_of(tensor)
+            continue
+        whole = (len(module.is_kept), *tensor.shape[1:])
+        pieces = partial(whole_rows, tensor, module.dropped[leaf], module.is_kept)
+        sources[f"{owner.removesuffix(f'.{TrimmedHead.ROWS}')}.{leaf}"] = Source(whole, tensor.dtype, pieces)
+    return sources
 
 
 def _config_to_save(model: nn.Module, tensors: Mapping[str, Tensor]) -> PersimmonConfig:

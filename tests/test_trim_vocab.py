@@ -1,0 +1,226 @@
+"""Trimming the vocabulary: what is dropped, that nothing else changes, and that it comes back."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+import transformers
+from checkpoint_helpers import CLASSES, assert_same_tensors, load, make_model
+from hypothesis import given
+from tokenizer_models import TEXTS, TINY, prefixed, tiny, train
+
+from persimmon_ext import PersimmonForCausalLM, PersimmonModel, PersimmonTokenizer, embedded_checkpoint
+from persimmon_ext.sentencepiece_proto import NORMAL, UNUSED, iterate_fields, parse_model
+
+KEPT = [0, 1, 2, 5, 9, 10, 11, 30, 39]
+IDS = torch.tensor([[5, 9, 30, 2, 39], [1, 1, 10, 11, 0]])
+DROPPED = [index for index in range(40) if index not in KEPT]
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number >= 0x80:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+def edited(model: bytes, changes: dict[int, tuple[float, int]]) -> bytes:
+    """A serialized sentencepiece model with other scores and types of some pieces."""
+    out, index = b"", 0
+    for number, value, start, end in iterate_fields(model):
+        if number != 1:
+            out += model[start:end]
+            continue
+        if index in changes:
+            assert isinstance(value, bytes)
+            score, kind = changes[index]
+            text = parse_model(model).pieces[index].text.encode()
+            piece = b"\x0a" + varint(len(text)) + text + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(kind)
+            out += b"\x0a" + varint(len(piece)) + piece
+        else:
+            out += model[start:end]
+        index += 1
+    return out
+
+
+# ---- which ids a tokenizer produces ----------------------------------------------------------------------------------
+
+
+@given(TEXTS)
+def test_no_id_outside_is_ever_produced(text: str) -> None:
+    producible = set(tiny().vocabulary.producible()) | set(tiny().all_special_ids)
+    assert set(tiny()(text).input_ids) <= producible
+
+
+def test_pieces_that_others_beat_and_unused_ones() -> None:
+    model = prefixed()
+    pieces = parse_model(model).pieces
+    long = [index for index, piece in enumerate(pieces) if piece.type == NORMAL and len(piece.text) >= 3]
+    beaten, unused = long[:20], long[20:40]
+    changes = dict.fromkeys(beaten, (-500.0, NORMAL)) | {index: (pieces[index].score, UNUSED) for index in unused}
+    crafted = PersimmonTokenizer(edited(model, changes))
+    missing = set(range(len(crafted))) - set(crafted.vocabulary.producible())
+    assert set(beaten) | set(unused) <= missing
+    processor = sentencepiece.SentencePieceProcessor(model_proto=crafted.vocabulary.model)
+    for index in missing:
+        text = pieces[index].text.replace("▁", " ")
+        for around in (text, f"a{text}b", f" {text} {text}"):
+            assert index not in processor.encode(around)
+
+
+def test_a_bpe_model_keeps_what_it_has() -> None:
+    model = train(model_type="bpe")
+    assert PersimmonTokenizer(model).vocabulary.producible() == list(range(len(parse_model(model).pieces)))
+
+
+# ---- what trimming does ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_logits_and_tokens(tied: bool) -> None:
+    model = make_model(tie_word_embeddings=tied)
+    expected = model(IDS).logits
+    before = sum(parameter.nbytes for parameter in model.parameters())
+    trimmed = model.trim_vocab(ids=KEPT)
+    assert (trimmed.kept, trimmed.dropped) == (len(KEPT), len(DROPPED))
+    rows = len(DROPPED) * 16 * 4 * (1 if tied else 2)
+    assert before - sum(parameter.nbytes for parameter in model.parameters()) == rows
+    indices = 8 * (40 + len(KEPT))
+    assert trimmed.bytes_saved == rows - indices
+    assert str(trimmed).startswith(f"{len(DROPPED)} of 40 ids dropped, ")
+    logits = model(IDS).logits
+    assert torch.equal(logits[..., KEPT], expected[..., KEPT])
+    assert torch.isneginf(logits[..., DROPPED]).all()
+    assert (model.lm_head.rows.weight is model.model.embed_tokens.weight) == tied
+    tokens = model.generate(IDS[:1], max_new_tokens=8)
+    assert set(tokens[0].tolist()) <= set(KEPT)
+    sampled = model.generate(IDS[:1], max_new_tokens=8, do_sample=True, seed=1)
+    assert set(sampled[0].tolist()) <= set(KEPT)
+
+
+def test_with_a_tokenizer() -> None:
+    folder = embedded_checkpoint()
+    model = PersimmonForCausalLM.from_pretrained(folder)
+    tokenizer = PersimmonTokenizer.from_pretrained(folder)
+    prompt = tokenizer("def read_lines(path):", return_tensors="pt").input_ids
+    expected = model.generate(prompt, max_new_tokens=12)
+    trimmed = model.trim_vocab(tokenizer)
+    assert trimmed.kept >= len(set(tokenizer.vocabulary.producible()))
+    assert torch.equal(model.generate(prompt, max_new_tokens=12), expected)
+
+
+def test_a_padded_vocabulary(tmp_path: Path) -> None:
+    tokenizer = PersimmonTokenizer(TINY)
+    model = make_model(vocab_size=len(tokenizer) + 100, pad_token_id=len(tokenizer) + 7)
+    trimmed = model.trim_vocab(tokenizer)
+    assert trimmed.dropped >= 99
+    assert model.model.embed_tokens(torch.tensor([len(tokenizer) + 7])).shape == (1, 16)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_restoring(model_class: type[Any], tied: bool) -> None:
+    model = make_model(model_class, tie_word_embeddings=tied, pad_token_id=2)
+    whole = copy.deepcopy(model)
+    model.trim_vocab(ids=KEPT)
+    assert model.restore_vocab() is model
+    assert_same_tensors(whole, model)
+    assert model.decoder.embed_tokens.padding_idx == 2
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    if model_class is PersimmonForCausalLM:
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert_same_tensors(whole, model.restore_vocab())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("size", ["5GB", 3000])
+@torch.no_grad()
+def test_saving_writes_all_rows(tmp_path: Path, tied: bool, size: int | str) -> None:
+    model = make_model(tie_word_embeddings=tied)
+    whole = copy.deepcopy(model)
+    model.trim_vocab(ids=KEPT)
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    assert_same_tensors(whole, load(tmp_path))
+    theirs = transformers.PersimmonForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(theirs(IDS).logits[..., KEPT], model(IDS).logits[..., KEPT], rtol=1e-5, atol=1e-4)
+
+
+def test_of_another_dtype(tmp_path: Path) -> None:
+    model = make_model()
+    expected = copy.deepcopy(model).bfloat16()
+    model.trim_vocab(ids=KEPT)
+    model.bfloat16().save_pretrained(tmp_path)
+    assert_same_tensors(expected, load(tmp_path))
+    assert_same_tensors(expected, model.restore_vocab())
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@torch.no_grad()
+def test_a_quantised_model(tmp_path: Path, quantization: str) -> None:
+    model = make_model(hidden_size=64, intermediate_size=64, num_attention_heads=2).quantize(quantization)
+    whole = copy.deepcopy(model)
+    expected = model(IDS).logits
+    model.trim_vocab(ids=KEPT)
+    assert torch.equal(model(IDS).logits[..., KEPT], expected[..., KEPT])
+    assert model.quantization == quantization
+    model.save_pretrained(tmp_path)
+    assert_same_tensors(whole, load(tmp_path))
+    assert_same_tensors(whole, model.restore_vocab())
+    assert torch.equal(model(IDS).logits, expected)
+
+
+def test_training() -> None:
+    model, whole = make_model(), make_model()
+    model.trim_vocab(ids=KEPT)
+    for one in (model, whole):
+        one(IDS).logits[..., KEPT].square().sum().backward()
+    assert torch.allclose(model.lm_head.rows.weight.grad, whole.lm_head.weight.grad[KEPT])
+    assert torch.allclose(model.model.embed_tokens.weight.grad, whole.model.embed_tokens.weight.grad[KEPT], rtol=1e-4)
+
+
+# ---- what it refuses -------------------------------------------------------------------------------------------------
+
+
+def test_dropped_ids_as_input() -> None:
+    model = make_model()
+    model.trim_vocab(ids=KEPT)
+    with pytest.raises(IndexError, match="input_ids contains 3, which trim_vocab has dropped"):
+        model(torch.tensor([[5, 3]]))
+    with pytest.raises(IndexError, match="input_ids contains 40; ids go from 0 to 39"):
+        model(torch.tensor([[5, 40]]))
+
+
+def test_what_a_trimmed_model_cannot_do() -> None:
+    model = make_model(hidden_size=64, intermediate_size=64, num_attention_heads=2)
+    model.trim_vocab(ids=KEPT)
+    with pytest.raises(ValueError, match="The vocabulary is trimmed already"):
+        model.trim_vocab(ids=KEPT)
+    with pytest.raises(ValueError, match="The vocabulary is trimmed: quantise the whole model"):
+        model.quantize("int8")
+    with pytest.raises(AttributeError, match="no weight of all ids, which skip_logits needs"):
+        model(IDS, labels=IDS, skip_logits=True)
+    with pytest.raises(TypeError, match=r"can't be pickled; restore_vocab\(\) first"):
+        pickle.dumps(model)
+
+
+def test_bad_arguments() -> None:
+    model = make_model(PersimmonModel)
+    with pytest.raises(ValueError, match="needs at least one id"):
+        model.trim_vocab(ids=[])
+    with pytest.raises(ValueError, match="can't keep the id 40: ids go from 0 to 39"):
+        model.trim_vocab(ids=[1, 40])
+    with pytest.raises(ValueError, match="can't keep the id -1"):
+        model.trim_vocab(ids=torch.tensor([-1, 3]))
+    with pytest.raises(ValueError, match="takes a tokenizer, or the ids"):
+        model.trim_vocab()
+    with pytest.raises(ValueError, match=r"The tokenizer has \d+ tokens, but the model's vocabulary has only 40"):
+        model.trim_vocab(tiny())
