@@ -62,11 +62,7 @@ class DecodePlan:
         self._final_norm = decoder.final_layernorm.forward
         self._head = model.lm_head.forward
         self._rotary = decoder.rotary_emb
-        self._slots = torch.arange(slots, device=self._embedding.device)
-        self._table: tuple[Tensor, Tensor] | None = None
-        if not self._rotary.depends_on_longest:
-            cos, sin = self._rotary.forward(self._slots[None])
-            self._table = cos[0], sin[0]
+        self._make_table(min(slots, model.config.max_position_embeddings))
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -86,6 +82,8 @@ class DecodePlan:
         `padding` int64 [B]: leading slots of each row that hold no token; None: none.
         """
         B, T = tokens.shape
+        if first + T > len(self._slots):
+            self._make_table(2 * (first + T))
         slots = self._slots[first : first + T].expand(B, T)
         if padding is None and self._table is not None:
             cos, sin = (table[None, first : first + T] for table in self._table)
@@ -97,6 +95,13 @@ class DecodePlan:
             for layer in range(len(self._layers)):
                 cache.advance(layer, T)
         return logits
+
+    def _make_table(self, slots: int) -> None:
+        self._slots = torch.arange(slots, device=self._embedding.device)
+        self._table: tuple[Tensor, Tensor] | None = None
+        if not self._rotary.depends_on_longest:
+            cos, sin = self._rotary.forward(self._slots[None])
+            self._table = cos[0], sin[0]
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, fp32 [B, T, R/2], at positions int64 [B, T]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,6 +131,14 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def generate(self, input_ids: Tensor | None = None, **arguments: Any) -> Any:
         """Continues a prompt; see :func:`persimmon_ext.generation.generate` for the arguments."""
         return generation.generate(self, input_ids, **arguments)
+
+    def score(self, continuations: Sequence[Any], **arguments: Any) -> list[generation.Score]:
+        """Log-probabilities of texts or ids; see :func:`persimmon_ext.generation.score` for the arguments."""
+        return generation.score(self, continuations, **arguments)
+
+    def make_cache(self, batch: int, slots: int, implementation: str | None = None) -> Cache | None:
+        """A cache for `batch` rows of `slots` tokens, as ``generate`` makes it; MemoryError where it doesn't fit."""
+        return generation.make_cache(self, implementation, batch, slots)
 
     def decode_plan(self, slots: int, cache: Any) -> DecodePlan | None:
         """A faster way to run a few tokens at a time up to `slots` of them, or None where forward must do it."""

@@ -125,7 +125,12 @@ class PersimmonAttention(nn.Module):
         probabilities = None
         if step.output_attentions or dropout or step.visibility.mask is not None:
             out, probabilities = self.attend_explicitly(qkv, step, dropout)
-        elif isinstance(step.cache, Cache) and self.fuses_norms() and not self.needs_gradient(qkv, step.cache):
+        elif (
+            isinstance(step.cache, Cache)
+            and step.cache.in_place
+            and self.fuses_norms()
+            and not self.needs_gradient(qkv, step.cache)
+        ):
             out = self.attend_in_place(qkv, step, step.cache)
         else:
             q, k, v = self.heads(qkv, step)

@@ -7,5 +7,7 @@
 
 from persimmon_ext.generation.config import GenerationConfig
 from persimmon_ext.generation.generate import generate
+from persimmon_ext.generation.memory import MemoryPlan, make_cache, plan_memory
+from persimmon_ext.generation.scoring import Score, score
 
-__all__ = ["GenerationConfig", "generate"]
+__all__ = ["GenerationConfig", "MemoryPlan", "Score", "generate", "make_cache", "plan_memory", "score"]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persimmon_ext.generation.sequences import common_beginning
+
 Criterion = Callable[..., Any]
 
 
@@ -56,7 +58,7 @@ class StopStrings:
     def _completes(self, tail: list[int]) -> bool:
         text, before = self._tokenizer.decode(tail), self._tokenizer.decode(tail[:-1])
         # A last token may change what comes before it, as a byte that completes a character does.
-        settled = _common_beginning(text, before)
+        settled = common_beginning(text, before)
         return any(text.find(stop, max(settled - len(stop) + 1, 0)) >= 0 for stop in self._texts)
 
 
@@ -105,9 +107,3 @@ def ended_rows(criteria: Sequence[Criterion], ids: Tensor, scores: Any) -> Tenso
     for criterion in criteria:
         ended = ended | torch.as_tensor(criterion(ids, scores), device=ids.device)
     return ended
-
-
-def _common_beginning(a: str, b: str) -> int:
-    """How many characters both begin with."""
-    shorter = min(len(a), len(b))
-    return next((place for place in range(shorter) if a[place] != b[place]), shorter)

@@ -12,6 +12,7 @@ from torch import Tensor
 from persimmon_ext.generation.config import GenerationConfig
 from persimmon_ext.generation.criteria import Criterion, EndTokens, MaxTime, StopStrings
 from persimmon_ext.generation.loop import Streamer, Task, Trace
+from persimmon_ext.generation.memory import CACHES
 from persimmon_ext.generation.processors import Processor, penalties
 from persimmon_ext.generation.prompt import Prompt
 from persimmon_ext.generation.runner import Runner
@@ -35,7 +36,6 @@ from persimmon_ext.generation.warning import warn
 
 _DEFAULT_NGRAM = 3
 _DEFAULT_DRAFTS = 5
-CACHES = ("static", "dynamic", "int8")
 
 
 @dataclass
@@ -226,8 +226,8 @@ def _check_speculation(request: Request, vocab_size: int) -> None:
         raise TypeError(f"assistant_model must be a causal language model, got {type(assistant).__name__}.")
     if assistant.config.vocab_size != vocab_size:
         raise ValueError(
-            f"The assistant_model has a vocabulary of {assistant.config.vocab_size} tokens, the model {vocab_size}: "
-            "they must be the same."
+            f"The assistant_model has a vocabulary of {assistant.config.vocab_size} tokens, the model {vocab_size}; "
+            "it must be the same."
         )
 
 
