@@ -112,7 +112,7 @@ def test_a_long_text_is_a_warning_in_a_sentence(generate: Any) -> None:
 def test_without_a_model_it_says_which_it_uses(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("persimmon_ext.cli.generate.embedded_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr("persimmon_ext.cli.models.embedded_checkpoint", lambda: checkpoint)
     assert cli.main(["generate", PROMPT, "--max-new-tokens", "2", "--json"]) == 0
     captured = capsys.readouterr()
     assert "Using the small embedded model" in captured.err

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from generation_cases import VOCAB, model_pair, prompt
 
 from persimmon_ext import generation
 from persimmon_ext.cache import DynamicCache, StaticCache
 
 NAN = float("nan")
+STREAMER = transformers.TextStreamer(None)
 IDS = torch.tensor([[5, 6, 7, 8]])
 ONE = {"max_new_tokens": 1}
 SAMPLE = {"max_new_tokens": 1, "do_sample": True}
@@ -74,7 +76,43 @@ CASES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     # The cache.
     (IDS, {**ONE, "past_key_values": 3}, TypeError, "past_key_values must be a cache such as DynamicCache, got int"),
     (IDS, {**ONE, "past_key_values": DynamicCache(), "use_cache": False}, ValueError, "with use_cache=False"),
+    (IDS, {**ONE, "cache_implementation": "paged"}, ValueError, "must be one of static, dynamic, int8, got 'paged'"),
+    (IDS, {**ONE, "prefill_chunk_size": 0}, ValueError, "prefill_chunk_size must be at least 1, got 0"),
+    # Penalties.
+    (IDS, {**ONE, "no_repeat_ngram_size": -1}, ValueError, "no_repeat_ngram_size must be at least 0, got -1"),
+    (IDS, {**ONE, "bad_words_ids": 7}, TypeError, "bad_words_ids must be a list of lists of token ids, got 7"),
+    (IDS, {**ONE, "bad_words_ids": [7]}, TypeError, "bad_words_ids must be a list of token ids, got 7"),
+    (IDS, {**ONE, "bad_words_ids": [[]]}, ValueError, "bad_words_ids holds an empty list"),
+    (IDS, {**ONE, "bad_words_ids": [[VOCAB]]}, ValueError, f"bad_words_ids holds {VOCAB}, outside the vocabulary"),
+    (IDS, {**ONE, "suppress_tokens": [-1]}, ValueError, "suppress_tokens holds -1, outside the vocabulary"),
+    (IDS, {**ONE, "suppress_tokens": "ab"}, TypeError, "suppress_tokens must be a list of token ids, got 'ab'"),
+    (IDS, {**SAMPLE, "typical_p": 1.5}, ValueError, "typical_p must be above 0 and at most 1"),
+    # Beams and several results.
+    (IDS, {**ONE, "num_beams": 0}, ValueError, "num_beams must be at least 1, got 0"),
+    (IDS, {**ONE, "num_return_sequences": 3}, ValueError, "num_return_sequences=3 would be equal sequences"),
+    (IDS, {**ONE, "num_beams": 2, "num_return_sequences": 3}, ValueError, "is 3, and num_beams=2 sequences"),
+    (IDS, {**ONE, "num_beams": 2, "early_stopping": "soon"}, ValueError, "True, False or 'never', got 'soon'"),
+    (IDS, {**ONE, "num_beams": 2, "length_penalty": NAN}, ValueError, "length_penalty must be finite, got nan"),
+    (IDS, {**ONE, "num_beams": 2, "streamer": STREAMER}, ValueError, "A streamer can't follow num_beams=2"),
+    (
+        IDS,
+        {**SAMPLE, "num_return_sequences": 2, "streamer": STREAMER},
+        ValueError,
+        "takes one row, and input_ids has 2",
+    ),
+    # Ends.
+    (IDS, {**ONE, "stop_strings": "a"}, ValueError, "stop_strings needs the tokenizer"),
+    (IDS, {**ONE, "stop_strings": ["a", ""]}, ValueError, "stop_strings holds an empty text"),
+    (IDS, {**ONE, "stop_strings": [3]}, TypeError, "stop_strings must be a text or a list of texts, got 3"),
+    (IDS, {**ONE, "max_time": 0}, ValueError, "max_time must be above 0 seconds, got 0"),
+    (IDS, {**ONE, "max_time": "long"}, TypeError, "max_time must be a number, got 'long'"),
+    # What is called.
+    (IDS, {**ONE, "logits_processor": [3]}, TypeError, "logits_processor must hold functions, got 3"),
+    (IDS, {**ONE, "stopping_criteria": 3}, TypeError, "stopping_criteria must hold functions, got 3"),
+    (IDS, {**ONE, "assistant_model": "small"}, TypeError, "must be a causal language model, got str"),
+    (IDS, {**ONE, "generation_config": 3}, TypeError, "must be a GenerationConfig or a dict, got int"),
     # What does not exist.
+    (IDS, {"generation_config": {"max_tokens": 3}}, ValueError, "generation_config sets max_tokens=3, which"),
     (IDS, {**ONE, "penalty_alpha": 4}, TypeError, "generate() got an argument 'penalty_alpha', which persimmon_ext"),
     (IDS, {**ONE, "temprature": 1.0}, TypeError, "doesn't have; did you mean temperature?"),
 ]
@@ -159,7 +197,18 @@ def test_a_least_length_above_the_greatest_is_a_warning(model: Any) -> None:
         model.generate(IDS, max_new_tokens=2, min_new_tokens=1, min_length=9)
 
 
-def test_every_argument_is_described() -> None:
-    names = list(inspect.signature(generation.generate).parameters)
-    described = re.findall(r"^    (\w+):", inspect.getdoc(generation.generate) or "", flags=re.MULTILINE)
-    assert described == names
+@pytest.mark.parametrize("described", [generation.generate, generation.GenerationConfig])
+def test_every_argument_is_described(described: Any) -> None:
+    names = list(inspect.signature(described).parameters)
+    assert re.findall(r"^    (\w+):", inspect.getdoc(described) or "", flags=re.MULTILINE) == names
+
+
+def test_nan_in_beams_and_drafts() -> None:
+    """The token that breaks is made first, so that the error comes midway and says where."""
+    _, model = model_pair()
+    first = int(model.generate(IDS, max_new_tokens=1)[0, -1])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[first] = NAN
+    for options in ({"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {}, {"do_sample": True, "top_k": 1}):
+        with pytest.raises(ValueError, match=r"logits of row \d are NaN at token 5"):
+            model.generate(IDS, max_new_tokens=3, **options)

@@ -77,7 +77,7 @@ def test_what_fits() -> None:
 
 def test_a_cache_that_does_not_fit_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 500_000)
-    with pytest.raises(MemoryError, match=r"A cache of 2 x 128 tokens needs .* at most 122 tokens a row would fit"):
+    with pytest.raises(MemoryError, match=r"A cache of 2 x 126 tokens needs .* at most 122 tokens a row would fit"):
         model.generate(prompt(2), max_new_tokens=120)
     assert model.generate(prompt(2), max_new_tokens=2).shape == (2, 8)
     ends = {"eos_token_id": list(range(97))}

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import persimmon_ext
-from persimmon_ext.cli import convert, generate, info
+from persimmon_ext.cli import chat, convert, generate, info
 from persimmon_ext.cli.errors import UsageError
 
 PROGRAM = "persimmon-ext"
 SUBCOMMANDS = {
+    "chat": (chat, "talk with a model"),
     "generate": (generate, "continue a prompt"),
     "convert": (convert, "turn the authors' release into a Hugging Face folder"),
     "info": (info, "say what this installation has and uses"),

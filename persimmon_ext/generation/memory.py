@@ -155,7 +155,7 @@ def available_bytes(device: torch.device) -> int | None:
 def make_cache(model: Any, implementation: str | None, batch: int, slots: int) -> Cache | None:
     """The cache of one generation; None for another library's model, which makes its own.
 
-    It has room for `slots` tokens from the start, though for no more than the model has positions: beyond them, and with
+    It has room for `slots` tokens from the start, though not for more than the model has positions: beyond, and with
     "dynamic" from the first token on, it grows. Raises MemoryError, in a sentence, for one that would not fit.
     """
     config = model.config
