@@ -50,6 +50,7 @@ Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTe
 
 void few_rows_product(LinearKernel kernel, WeightFormat format, const Product& p, const at::Tensor& weight,
                       const at::Tensor& scale) {
+  static_assert(kFewRows <= kMaxMatvecRows);
   const int64_t length = weights_per_line(format, p.dtype), lines = (p.K + length - 1) / length;
   const at::Tensor packed =
       at::empty({lines, p.M, length}, p.x.options().dtype(dots_bf16(p.dtype) ? at::kBFloat16 : at::kFloat));

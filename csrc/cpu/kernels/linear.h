@@ -17,6 +17,7 @@ namespace persimmon::cpu {
 
 inline constexpr int64_t kInt4Group = 64;  // weights that share a scale
 inline constexpr int64_t kLineBytes = 64;
+inline constexpr int64_t kMaxMatvecRows = 16;  // of x
 
 enum class WeightFormat { elements, int8, int4 };
 
@@ -47,9 +48,9 @@ struct LinearParams {
   const void* weight;  // see above
   const float* scale;  // see above; null for linear
   Epilogue epilogue;
-  void* y;  // [M, N]
-  int64_t M, N, K;
-  DType dtype;  // of x, bias, residual, y and, for linear, of weight
+  void* y;          // [M, N]
+  int64_t M, N, K;  // M at most kMaxMatvecRows
+  DType dtype;      // of x, bias, residual, y and, for linear, of weight
 };
 
 PERSIMMON_DECLARE_KERNEL(pack_rows, PackRowsParams)  // over lines

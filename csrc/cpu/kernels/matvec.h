@@ -28,31 +28,45 @@ struct Rows {
   int64_t bytes;  // of a row
 };
 
+// Sums of kBlockRows rows of W, gathered for the epilogue: element [m][n] for row m of x. Behind a row there is room
+// for what add_up_tile writes too much.
+inline constexpr int kBlockRows = 48, kSlots = 8;  // a multiple of the lanes and of every R; at least every R
+using Block = float[kMaxMatvecRows][kBlockRows + kSlots];
+
 template <int R, int C>
-PERSIMMON_INLINE void store_tile(const LinearParams& p, const float* row_scale, int64_t n, int64_t m,
-                                 const vf (&sums)[R][C]) {
-  constexpr int kSlots = 8, kColumns = kLanes / kSlots;  // columns whose sums are added up together
+PERSIMMON_INLINE void add_up_tile(const vf (&sums)[R][C], float* first) {
   static_assert(R <= kSlots);
+  constexpr int kColumns = kLanes / kSlots;  // as many columns go through one transposing sum
   for (int c = 0; c < C; c += kColumns) {
     vf v[kLanes] = {};
     for (int j = 0; j < kColumns && c + j < C; ++j) {
       for (int r = 0; r < R; ++r) v[j * kSlots + r] = sums[r][c + j];
     }
-    float totals[kLanes];
-    store(totals, reduce_add_each(v));
-    with_type(p.dtype, [&](auto tag) {
-      for (int j = 0; j < kColumns && c + j < C; ++j) {
-        vf y = load_up_to(totals + j * kSlots, R);
-        if (row_scale != nullptr) y *= load_up_to(row_scale + n, R);
-        store_product<decltype(tag)>(p.epilogue, p.y, p.N, m + c + j, n, y, R);
-      }
-    });
+    const vf totals = reduce_add_each(v);
+    for (int j = 0; j < kColumns && c + j < C; ++j) {
+      float* column = first + (c + j) * (kBlockRows + kSlots);
+      __builtin_memcpy(column, reinterpret_cast<const float*>(&totals) + j * kSlots, sizeof(float) * kSlots);
+    }
   }
 }
 
-// `ahead`: the first of kAhead rows to fetch meanwhile.
+// `rows` rows of W from n on.
+PERSIMMON_INLINE void finish_block(const LinearParams& p, const float* row_scale, const Block& block, int64_t n,
+                                   int64_t rows) {
+  with_type(p.dtype, [&](auto tag) {
+    for (int64_t m = 0; m < p.M; ++m) {
+      for_each_vector(rows, [&](int64_t i, int count) {
+        vf v = load(block[m] + i);
+        if (row_scale != nullptr) v *= load_up_to(row_scale + n + i, count);
+        store_product<decltype(tag)>(p.epilogue, p.y, p.N, m, n + i, v, count);
+      });
+    }
+  });
+}
+
+// `ahead`: the first of kAhead rows to fetch meanwhile. `first`: of the tile's elements of the block.
 template <int R, int C, int kAhead, class Weights>
-void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, const char* ahead) {
+void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, const char* ahead, float* first) {
   const Rows rows = weights.rows;
   const char* w = rows.data + n * rows.bytes;
   const typename Weights::X* x = static_cast<const typename Weights::X*>(p.x) + m * Weights::kLine;
@@ -70,45 +84,47 @@ void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, c
     for (int r = 0; r < R; ++r) __builtin_memcpy(last[r], w + r * rows.bytes + lines * kLineBytes, rest);
     weights.step(last[0], kLineBytes, n, lines, x + lines * p.M * Weights::kLine, sums);
   }
-  store_tile(p, weights.row_scale, n, m, sums);
+  add_up_tile(sums, first);
 }
 
 // Rows n, …, n + R - 1 of W. The passes over the rows of x are about equally wide, and fetch kAhead rows each.
 template <int R, int kColumns, int kAhead, class Weights>
-void group(const Weights& weights, const LinearParams& p, int64_t n, int64_t passes) {
+void group(const Weights& weights, const LinearParams& p, int64_t n, int64_t passes, Block& block, int64_t i) {
   const int64_t bytes = weights.rows.bytes;
   const char* next = weights.rows.data + (n + R) * bytes;
   if (passes > 1) {
     const char* far = next + (kPageGroups - 1) * R * bytes;
-    for (int64_t i = 0; i < R * bytes; i += kPageBytes) __builtin_prefetch(far + i, 0, 2);
+    for (int64_t j = 0; j < R * bytes; j += kPageBytes) __builtin_prefetch(far + j, 0, 2);
   }
   int64_t m = 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const char* ahead = next + pass * kAhead * bytes;
+    float* first = block[m] + i;
     const int64_t columns = (p.M - m + passes - pass - 1) / (passes - pass);
     if constexpr (kColumns == 4) {
-      if (columns == 4) tile<R, 4, kAhead>(weights, p, n, m, ahead);
-      if (columns == 3) tile<R, 3, kAhead>(weights, p, n, m, ahead);
+      if (columns == 4) tile<R, 4, kAhead>(weights, p, n, m, ahead, first);
+      if (columns == 3) tile<R, 3, kAhead>(weights, p, n, m, ahead, first);
     }
     if constexpr (kColumns >= 2) {
-      if (columns == 2) tile<R, 2, kAhead>(weights, p, n, m, ahead);
+      if (columns == 2) tile<R, 2, kAhead>(weights, p, n, m, ahead, first);
     }
-    if (columns == 1) tile<R, 1, kAhead>(weights, p, n, m, ahead);
+    if (columns == 1) tile<R, 1, kAhead>(weights, p, n, m, ahead, first);
     m += columns;
   }
 }
 
-// As many groups of R rows as there are from n on, in passes of at most kColumns rows of x.
+// As many groups of R rows as there are from row n + i on, in passes of at most kColumns rows of x.
 template <int R, int kColumns, class Weights>
-PERSIMMON_INLINE void sweep(const Weights& weights, const LinearParams& p, int64_t& n, int64_t end) {
+PERSIMMON_INLINE void sweep(const Weights& weights, const LinearParams& p, int64_t n, int64_t rows, Block& block,
+                            int64_t& i) {
   const int64_t passes = (p.M + kColumns - 1) / kColumns;
-  for (; n + R <= end; n += R) {
+  for (; i + R <= rows; i += R) {
     if (passes == 1) {
-      group<R, kColumns, R>(weights, p, n, passes);
+      group<R, kColumns, R>(weights, p, n + i, passes, block, i);
     } else if (passes == 2) {
-      group<R, kColumns, (R + 1) / 2>(weights, p, n, passes);
+      group<R, kColumns, (R + 1) / 2>(weights, p, n + i, passes, block, i);
     } else {
-      group<R, kColumns, (R + 2) / 3>(weights, p, n, passes);
+      group<R, kColumns, (R + 2) / 3>(weights, p, n + i, passes, block, i);
     }
   }
 }
@@ -121,10 +137,15 @@ PERSIMMON_INLINE void sweep(const Weights& weights, const LinearParams& p, int64
 // which adds the products of one line: of row n + r of W at w + r * stride, of row c of x at x + c * kLine.
 template <class Weights>
 PERSIMMON_INLINE void matvec(const Weights& weights, const LinearParams& p, int64_t begin, int64_t end) {
-  int64_t n = begin;
-  if (p.M <= kThinColumns) sweep<kThinRows, kThinColumns>(weights, p, n, end);
-  sweep<kWideRows, kWideColumns>(weights, p, n, end);
-  sweep<1, kWideColumns>(weights, p, n, end);
+  Block block;
+  for (int64_t n = begin; n < end; n += kBlockRows) {
+    const int64_t rows = end - n < kBlockRows ? end - n : kBlockRows;
+    int64_t i = 0;
+    if (p.M <= kThinColumns) sweep<kThinRows, kThinColumns>(weights, p, n, rows, block, i);
+    sweep<kWideRows, kWideColumns>(weights, p, n, rows, block, i);
+    sweep<1, kWideColumns>(weights, p, n, rows, block, i);
+    finish_block(p, weights.row_scale, block, n, rows);
+  }
 }
 
 // Weights of any element type (int8 codes too), widened to fp32 in registers.
