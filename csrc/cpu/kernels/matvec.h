@@ -21,6 +21,7 @@ inline constexpr int kWideRows = kLanes == 16 ? 6 : 4, kWideColumns = kLanes == 
 inline constexpr int64_t kNearLines = 8;   // from L2 into L1, so many steps ahead
 inline constexpr int64_t kPageGroups = 3;  // so many groups ahead, the addresses of pages are looked up
 inline constexpr int64_t kPageBytes = 4096;
+inline constexpr int64_t kCachedBytes = 1 << 20;  // what L2 may hold already: fetching it ahead costs 10 to 30%
 
 // What a kernel needs to know of the weights to walk along them.
 struct Rows {
@@ -64,7 +65,7 @@ PERSIMMON_INLINE void finish_block(const LinearParams& p, const float* row_scale
   });
 }
 
-// `ahead`: the first of kAhead rows to fetch meanwhile. `first`: of the tile's elements of the block.
+// `ahead`: the first of kAhead rows to fetch meanwhile, or null. `first`: of the tile's elements of the block.
 template <int R, int C, int kAhead, class Weights>
 void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, const char* ahead, float* first) {
   const Rows rows = weights.rows;
@@ -73,8 +74,10 @@ void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, c
   vf sums[R][C] = {};
   const int64_t lines = rows.bytes / kLineBytes;
   for (int64_t line = 0; line < lines; ++line) {
-    for (int r = 0; r < kAhead; ++r) __builtin_prefetch(ahead + r * rows.bytes + line * kLineBytes, 0, 2);
-    if (m == 0) {  // the later passes do without
+    if (ahead != nullptr) {
+      for (int r = 0; r < kAhead; ++r) __builtin_prefetch(ahead + r * rows.bytes + line * kLineBytes, 0, 2);
+    }
+    if (ahead != nullptr && m == 0) {  // the later passes do without
       for (int r = 0; r < R; ++r) __builtin_prefetch(w + r * rows.bytes + (line + kNearLines) * kLineBytes, 0, 3);
     }
     weights.step(w + line * kLineBytes, rows.bytes, n, line, x + line * p.M * Weights::kLine, sums);
@@ -91,14 +94,14 @@ void tile(const Weights& weights, const LinearParams& p, int64_t n, int64_t m, c
 template <int R, int kColumns, int kAhead, class Weights>
 void group(const Weights& weights, const LinearParams& p, int64_t n, int64_t passes, Block& block, int64_t i) {
   const int64_t bytes = weights.rows.bytes;
-  const char* next = weights.rows.data + (n + R) * bytes;
-  if (passes > 1) {
+  const char* next = p.N * bytes > kCachedBytes ? weights.rows.data + (n + R) * bytes : nullptr;
+  if (next != nullptr && passes > 1) {
     const char* far = next + (kPageGroups - 1) * R * bytes;
     for (int64_t j = 0; j < R * bytes; j += kPageBytes) __builtin_prefetch(far + j, 0, 2);
   }
   int64_t m = 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
-    const char* ahead = next + pass * kAhead * bytes;
+    const char* ahead = next != nullptr ? next + pass * kAhead * bytes : nullptr;
     float* first = block[m] + i;
     const int64_t columns = (p.M - m + passes - pass - 1) / (passes - pass);
     if constexpr (kColumns == 4) {
