@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,6 +95,44 @@ def test_empty_int4_weights(M: int) -> None:
     assert ops.linear_int4(randn(M, 64), packed, scale, None, None, False).shape == (M, 0)
     residual = randn(M, 64)
     assert torch.equal(ops.sparse_linear_int4(torch.zeros(M, 0), packed, scale, None, residual), residual)
+
+
+def sparse_products() -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Both sparse products on weights of 1000 hidden units, several chunks of rows, with what they stand for."""
+    codes, column_scale = quantization.quantize_hidden_major_int8(randn(200, 1000))
+    packed, scale = quantization.quantize_hidden_major_int4(randn(192, 1000))
+    return [
+        (lambda x: ops.sparse_linear_int8(x, codes, column_scale, None, None), codes * column_scale),
+        (
+            lambda x: ops.sparse_linear_int4(x, packed, scale, None, None),
+            reference.unpack_int4(packed) * scale.repeat_interleave(64, dim=-1),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("M", [1, 3])
+def test_sparse_forms_give_the_same_bits_for_any_number_of_threads(M: int) -> None:
+    x = randn(M, 1000).relu().bfloat16()
+    threads = torch.get_num_threads()
+    try:
+        for product, _ in sparse_products():
+            torch.set_num_threads(1)
+            expected = product(x)
+            torch.set_num_threads(3)
+            assert torch.equal(product(x), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("M", [1, 2])
+def test_sparse_forms_keep_infinite_activations(M: int, dtype: torch.dtype) -> None:
+    x = torch.zeros(M, 1000, dtype=dtype)
+    x[0, 500], x[-1, 501] = float("inf"), 1
+    for product, weight in sparse_products():
+        y = product(x)
+        torch.testing.assert_close(y[0].double(), weight[500].double() * float("inf"), equal_nan=True)
+        assert bool(y[1:].isfinite().all())
 
 
 def test_sparse_forms_do_not_read_rows_that_multiply_zero() -> None:
