@@ -114,9 +114,10 @@ def test_what_no_query_sees_may_hold_anything(dtype: torch.dtype) -> None:
         assert not gradient.masked_select(unseen.expand_as(gradient)).any()
 
 
-@pytest.mark.parametrize("T", [2, 4, 7, 70, 129])
-def test_future_keys_may_hold_anything(T: int) -> None:
-    q, k, v = tensors((1, 1, T, T, 64))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("T", [2, 3, 4, 7, 8, 70, 129])
+def test_future_keys_may_hold_anything(T: int, dtype: torch.dtype) -> None:
+    q, k, v = tensors((1, 1, T, T, 64), dtype)
     clean, _ = attention(q, k, v)
     k[:, :, -1] = NAN
     v[:, :, -1] = NAN
@@ -155,17 +156,30 @@ def test_empty(shape: tuple[int, ...]) -> None:
         assert not gradient.any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("T", [3, 100])
-def test_strided_views(T: int) -> None:
+def test_strided_views(T: int, dtype: torch.dtype) -> None:
     B, H, S, D = 2, 3, 130, 32
-    q, k, v = tensors((B, H, T, S, D))
-    wide = torch.full((B, S + 9, H, 2, D + 3), NAN)
+    q, k, v = tensors((B, H, T, S, D), dtype)
+    wide = torch.full((B, S + 9, H, 2, D + 3), NAN, dtype=dtype)
     wide[:, 5 : S + 5, :, 0, :D] = k.transpose(1, 2)
     wide[:, 5 : S + 5, :, 1, :D] = v.transpose(1, 2)
     k_view, v_view = wide[:, 5 : S + 5, :, :, :D].permute(3, 0, 2, 1, 4)
     q_view = q.transpose(2, 3).contiguous().transpose(2, 3)  # the last dimension is the strided one
     for ours, plain in zip(attention(q_view, k_view, v_view), attention(q, k, v), strict=True):
         assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_rows_an_odd_number_of_elements_apart(T: int) -> None:
+    q, k, v = tensors((1, 1, T, 70, 64), torch.bfloat16)
+    pitched = torch.zeros(70, 67, dtype=torch.bfloat16)
+    pitched[:, :64] = k[0, 0]
+    out, _ = attention(q, pitched[None, None, :, :64], v)
+    limits: dict[str, Tensor] = {}
+    assert_accurate(
+        out, expected(q, k, v, limits, 0.125)[0], expected(q.double(), k.double(), v.double(), limits, 0.125)[0]
+    )
 
 
 @pytest.mark.parametrize("value", [-(2**63), -1, 0, 2**62, 2**63 - 1])
@@ -213,7 +227,8 @@ def test_same_bits_for_any_number_of_threads() -> None:
             long = [x.requires_grad_() for x in tensors((1, 3, 200, 200, 64), torch.bfloat16)]
             out, lse = attention(*long)
             short = attention(*tensors((1, 2, 3, 1500, 64)))
-            results.append((out, lse, *torch.autograd.grad(out.sum(), long), *short))
+            short16 = attention(*tensors((1, 2, 3, 1500, 64), torch.bfloat16))
+            results.append((out, lse, *torch.autograd.grad(out.sum(), long), *short, *short16))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

@@ -53,10 +53,17 @@ PERSIMMON_INLINE void load_rows(const T* src, int64_t row_stride, int64_t count,
 template <class T>
 PERSIMMON_INLINE void load_transposed(const T* src, int64_t row_stride, int64_t count, int64_t D, float* dst) {
   for (int64_t r = 0; r < kKeyBlock; r += kLanes) {
+    const int64_t present = min_of(max_of(count - r, 0), kLanes);
     for_each_vector(D, [&](int64_t i, int n) {
+      const auto row = [&](int64_t j) { return load_bits(src + (r + j) * row_stride + i, n); };
       vf block[kLanes];
+      if (present == kLanes) {
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) block[j] = r + j < count ? load_bits(src + (r + j) * row_stride + i, n) : vf{};
+        for (int j = 0; j < kLanes; ++j) block[j] = row(j);
+      } else {
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) block[j] = j < present ? row(j) : vf{};
+      }
       transpose(block);
 #pragma GCC unroll 16
       for (int j = 0; j < kLanes; ++j) store(dst + (i + j) * kKeyBlock + r, block[j]);

@@ -80,6 +80,10 @@ PERSIMMON_INLINE void block_product(const A& a, const B& b, float* c, int64_t ld
   int64_t i = 0;
   for (; i + kTileRows <= rows; i += kTileRows)
     row_product<kTileRows>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
+  if (kTileRows > 4 && i + 4 <= rows) {
+    row_product<4>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
+    i += 4;
+  }
   for (; i + 2 <= rows; i += 2) row_product<2>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
   for (; i < rows; ++i) row_product<1>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
 }

@@ -5,7 +5,8 @@
 //   top_p < 1     keep z >= the last of the largest whose softmax mass reaches top_p
 //   min_p > 0     keep exp(z) >= min_p
 //   token         argmax z - log(-log u), the first index on ties; u from Philox (see philox.h)
-// Reads the logits for their maximum, then works on fp32 copies; the noise is evaluated in fp64, where u never rounds to 1.
+// Reads the logits for their maximum, then works on fp32 copies; the noise is evaluated in fp64, where u never rounds
+// to 1.
 #pragma once
 
 #include "kernel.h"
