@@ -1,5 +1,6 @@
 #include "attention.cuh"
 #include "attention_range.cuh"
+#include "attention_softmax.cuh"
 #include "attention_tiles.cuh"
 
 namespace persimmon::cuda {
@@ -16,65 +17,6 @@ constexpr int kWarpRows = 16 * kM;
 constexpr int kBlocksPerProcessor = 2;
 constexpr int kTileWords = kKeyTile * kHeadDim / 2;
 constexpr size_t kSharedBytes = (kQueryTile + 2 * kStages * kKeyTile) * kHeadDim * 2;
-
-// Hides the scores of keys that a query does not see. Score (m, n, i) belongs to key `first_key` + 8 n + 2 t + i % 2
-// and to the row 16 m + g + 8 (i / 2) of the warp, which sees the keys [start, first_end + row), but none from `end`
-// on.
-SIMT_DEVICE void hide_keys(Result<kM, kKeyTile>& scores, int first_key, int start, int first_end, int end) {
-  const int lane = threadIdx.x % simt::kWarpSize;
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row_end = min(end, first_end + m * 16 + r * 8 + lane / 4);
-#pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int key = first_key + n * 8 + lane % 4 * 2 + i;
-          if (key < start || key >= row_end) scores[m][n][2 * r + i] = -INFINITY;
-        }
-      }
-    }
-  }
-}
-
-// Scores become probabilities relative to the running maximum; what was summed before is brought to the new maximum.
-// `scale` takes scores to powers of two.
-SIMT_DEVICE void online_softmax(Result<kM, kKeyTile>& scores, Result<kM, kHeadDim>& out, float (&row_max)[kM][2],
-                                float (&row_sum)[kM][2], float scale) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float maximum = row_max[m][r];
-#pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n) {
-        maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * r], scores[m][n][2 * r + 1]));
-      }
-      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 1));
-      maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 2));
-      const float shift = maximum == -INFINITY ? 0.0f : maximum * scale;  // no key seen yet: all exponents are -inf
-      const float correction = simt::fast_exp2(row_max[m][r] * scale - shift);
-      row_max[m][r] = maximum;
-      float sum = row_sum[m][r] * correction;
-#pragma unroll
-      for (int n = 0; n < kKeyTile / 8; ++n) {
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          scores[m][n][i] = simt::fast_exp2(scores[m][n][i] * scale - shift);
-          sum += scores[m][n][i];
-        }
-      }
-      row_sum[m][r] = sum;
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        out[m][n][2 * r] *= correction;
-        out[m][n][2 * r + 1] *= correction;
-      }
-    }
-  }
-}
 
 // Grid (tiles of queries, H, B), block kTileThreads.
 template <class T>
@@ -106,7 +48,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
   if (first_tile < tiles_end) load_keys(first_tile);
   simt::cp_async_commit();
 
-  const int lane = threadIdx.x % simt::kWarpSize, warp_row = threadIdx.x / simt::kWarpSize * kWarpRows;
+  const int warp_row = threadIdx.x / simt::kWarpSize * kWarpRows;
   const float scale = softmax_scale(params.scale);
   Result<kM, kHeadDim> out = {};
   float row_max[kM][2], row_sum[kM][2] = {};
@@ -126,30 +68,20 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
     multiply_by_rows<T, kM, kKeyTile>(scores, queries, k_tiles + stage);
     const int first_end = visible.end_of(first_query + warp_row);
     if (first_key < visible.start || first_key + kKeyTile > first_end) {
-      hide_keys(scores, first_key, visible.start, visible.causal_end(first_query + warp_row), visible.end);
+      hide_keys<kM, kKeyTile>(scores, first_key, visible, first_query + warp_row);
     }
-    online_softmax(scores, out, row_max, row_sum, scale * kLog2E);
+    float correction[kM][2];
+    online_softmax<kM, kKeyTile>(scores, row_max, row_sum, correction, scale * kLog2E);
+    rescale<kM>(out, correction);
     multiply_by_columns<T, kM, kKeyTile>(out, scores, v_tiles + stage);
   }
   simt::cp_async_wait<0>();
   __syncthreads();  // q has been read, or has landed where there was no key; its place now stages the output
 
   float inverse[kM][2];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float sum = row_sum[m][r];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      inverse[m][r] = sum == 0.0f ? 0.0f : 1.0f / sum;
-      const int query = first_query + warp_row + m * 16 + r * 8 + lane / 4;
-      if (lane % 4 == 0 && query < params.queries) {
-        const int64_t row = (int64_t{batch} * params.heads + head) * params.queries + query;
-        params.lse[row] = sum == 0.0f ? -INFINITY : row_max[m][r] * scale + logf(sum);
-      }
-    }
-  }
+  finish_softmax<kM>(row_max, row_sum, inverse, scale,
+                     params.lse + (int64_t{batch} * params.heads + head) * params.queries, first_query + warp_row,
+                     params.queries);
   const int64_t row_stride = int64_t{params.heads} * kHeadDim;
   T* const head_out = static_cast<T*>(params.out) + int64_t{batch} * params.queries * row_stride + head * kHeadDim;
   store_rows<T, kM>(out, inverse, q_tile + chunk_at(warp_row, 0), head_out, row_stride, first_query + warp_row,

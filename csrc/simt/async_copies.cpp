@@ -65,8 +65,4 @@ void check_copies_of_exiting_thread() {
   queue.group = 0;
 }
 
-void check_copies_of_finished_block() {}
-
-bool finish_bulk_copy(uint64_t) { return false; }
-
 }  // namespace simt

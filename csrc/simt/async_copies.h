@@ -1,4 +1,4 @@
-// Asynchronous copies into shared memory. Data lands only when somebody waits for it, and an element is out of bounds
+// The emulator's cp.async. Data lands only when somebody waits for it, and an element is out of bounds
 // for every access from the copy's issue to its landing: a missing or too weak wait, and a buffer refilled while others
 // still read it, are errors under every schedule.
 #pragma once
@@ -15,8 +15,5 @@ void wait_for_copies(int groups_in_flight);
 // Called by the scheduler.
 void start_copies(int threads);         // a new block begins
 void check_copies_of_exiting_thread();  // the current thread exits
-void check_copies_of_finished_block();
-// Finishes one of the bulk copies in flight, chosen by `random`. Returns whether there was one.
-bool finish_bulk_copy(uint64_t random);
 
 }  // namespace simt

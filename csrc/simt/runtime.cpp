@@ -14,8 +14,10 @@
 #include "barriers.h"
 #include "clocks.h"
 #include "fiber.h"
+#include "mbarriers.h"
 #include "sanitizer.h"
 #include "shared_memory.h"
+#include "wgmma.h"
 
 namespace simt {
 namespace {
@@ -205,6 +207,7 @@ void Scheduler::thread_main() {
     EmulatedThread& self = pool_[current->linear];
     leave_barriers();
     check_copies_of_exiting_thread();
+    check_wgmma_of_exiting_thread();
     self.state = kExited;
     if (--alive_ == 0) {
       switch_to(caller_);
@@ -218,6 +221,8 @@ void Scheduler::run_block() {
   start_clocks(threads_);
   start_barriers(threads_);
   start_copies(threads_);
+  start_mbarriers();
+  start_wgmma();
   alive_ = threads_;
   for (int warp = 0; warp < warps_; ++warp) {
     order_[warp] = warp;
@@ -236,7 +241,7 @@ void Scheduler::run_block() {
   publish_to(&block_start_);
   switch_to(*pick());
   learn_from(&block_end_);
-  check_copies_of_finished_block();
+  check_bulk_copies_of_finished_block();
 }
 
 void Scheduler::check_launch(dim3 grid, dim3 block, size_t shared_bytes) const {

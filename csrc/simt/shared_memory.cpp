@@ -44,8 +44,12 @@ size_t dynamic_bytes = 0;
 
 void SharedStorage::Free::operator()(void* memory) const { std::free(memory); }
 
-SharedStorage::SharedStorage(const char* name, size_t element_bytes, int64_t count)
-    : name_(name), element_bytes_(static_cast<int64_t>(element_bytes)), count_(count), elements_(count) {
+SharedStorage::SharedStorage(const char* name, size_t element_bytes, int64_t count, size_t offset)
+    : name_(name),
+      element_bytes_(static_cast<int64_t>(element_bytes)),
+      count_(count),
+      offset_(static_cast<int64_t>(offset)),
+      elements_(count) {
   const size_t bytes = (element_bytes * count + kAlignment - 1) / kAlignment * kAlignment;
   bytes_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, bytes)));
   if (bytes_ == nullptr) throw std::bad_alloc();
@@ -165,7 +169,8 @@ SharedStorage& dynamic_region(size_t offset, size_t element_bytes, int64_t count
   }
   if (offset % element_bytes != 0) fail("a region of dynamic shared memory is not aligned to its elements", where);
   if (offset + bytes > dynamic_bytes) fail("a region exceeds the launch's dynamic shared memory", where);
-  regions.push_back({offset, bytes, element_bytes, std::make_unique<SharedStorage>(name, element_bytes, count)});
+  regions.push_back(
+      {offset, bytes, element_bytes, std::make_unique<SharedStorage>(name, element_bytes, count, offset)});
   return *regions.back().storage;
 }
 

@@ -14,7 +14,8 @@ namespace simt {
 // One array: the bytes, and a record for every element.
 class SharedStorage {
  public:
-  SharedStorage(const char* name, size_t element_bytes, int64_t count);
+  // `offset` is that of a region in the dynamic shared memory.
+  SharedStorage(const char* name, size_t element_bytes, int64_t count, size_t offset = 0);
 
   // Check and note an access to `bytes` bytes, whole elements from `index` on; return the address of the first.
   const void* read(int64_t index, int64_t bytes, const Where& where);
@@ -28,7 +29,9 @@ class SharedStorage {
   // The same for a read by an asynchronous unit, which also needs a fence after writes of threads.
   const void* read_by_async_proxy(int64_t index, int64_t bytes, const Where& where);
 
-  const char* name() const { return name_; }
+  int64_t elements_in(int64_t bytes) const { return bytes / element_bytes_; }
+  // Bytes from the start of the dynamic shared memory to an element.
+  int64_t shared_offset(int64_t index) const { return offset_ + index * element_bytes_; }
 
  private:
   struct Element {
@@ -61,6 +64,7 @@ class SharedStorage {
   const char* const name_;
   const int64_t element_bytes_;
   const int64_t count_;
+  const int64_t offset_;
   uint64_t block_ = 0;  // no block has number 0
   std::unique_ptr<char, Free> bytes_;
   std::vector<Element> elements_;

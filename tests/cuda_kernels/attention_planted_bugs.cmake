@@ -18,15 +18,15 @@ add_planted_bug(queries_past_the_end ${attention}
   ORIGINAL "load_tile<kQueryTile>(q_tile, q, first_query, 0, params.queries)"
   PLANTED "load_tile<kQueryTile>(q_tile, q, first_query, 0, first_query + kQueryTile)"
   REPORT "SIMT ERROR: memory fault|AddressSanitizer")
-add_planted_bug(sees_one_key_too_many ${attention}
-  ORIGINAL "key >= row_end" PLANTED "key > row_end"
+add_planted_bug(sees_a_tile_too_much ${attention}
+  ORIGINAL "first_key + kKeyTile > first_end" PLANTED "first_key >= first_end"
   REPORT "MISMATCH")
 add_planted_bug(ignores_start ${attention}
-  ORIGINAL "key < start || " PLANTED ""
+  ORIGINAL "first_key < visible.start || " PLANTED ""
   REPORT "MISMATCH")
 add_planted_bug(reads_keys_nobody_sees ${attention}
   ORIGINAL "v, tile * kKeyTile, visible.start, keys_end)" PLANTED "v, tile * kKeyTile, 0, params.keys)"
   REPORT "MISMATCH")
 add_planted_bug(forgets_correction ${attention}
-  ORIGINAL "float sum = row_sum[m][r] * correction;" PLANTED "float sum = row_sum[m][r];"
+  ORIGINAL "    rescale<kM>(out, correction);\n" PLANTED ""
   REPORT "MISMATCH")

@@ -7,6 +7,8 @@
 
 #include <tuple>
 
+#include "../attention_hopper.cuh"
+
 namespace persimmon::cuda {
 namespace {
 
@@ -22,6 +24,22 @@ std::optional<at::Tensor> check_range(const std::optional<at::Tensor>& values, c
 
 const int64_t* data_of(const std::optional<at::Tensor>& values) {
   return values.has_value() ? values->const_data_ptr<int64_t>() : nullptr;
+}
+
+bool is_hopper(const at::Tensor& t) {
+  int major = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, t.get_device());
+  return error == cudaSuccess && major == 9;
+}
+
+// The Hopper kernel where it takes the tensors, otherwise that for sm_80 and later.
+cudaError_t launch_for_device(const AttentionParams& params, simt::Dtype dtype, const at::Tensor& q) {
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  if (is_hopper(q)) {
+    const cudaError_t error = launch_attention_hopper(params, dtype, stream);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  return launch_attention(params, dtype, stream);
 }
 
 // out [B, T, H, D] and the log-sum-exp of the scores, fp32 [B, H, T].
@@ -47,7 +65,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
       .keys = arguments.keys(),
       .scale = static_cast<float>(scale),
   };
-  check_launch(launch_attention(params, arguments.dtype, c10::cuda::getCurrentCUDAStream().stream()), "attention", q);
+  check_launch(launch_for_device(params, arguments.dtype, q), "attention", q);
   return {out, lse};
 }
 
