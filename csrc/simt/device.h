@@ -7,6 +7,7 @@
 #include <cstring>
 
 #define SIMT_DEVICE __device__ __forceinline__
+#define SIMT_HOST_DEVICE __host__ __device__ __forceinline__
 
 // A statically sized array in shared memory; declared at the top of a kernel.
 #define SIMT_SHARED(type, name, count) __shared__ type name[count]
@@ -30,23 +31,23 @@ SIMT_DEVICE Shared<T> shared_region(unsigned char* memory, size_t offset, int64_
 using bf16 = __nv_bfloat16;
 using fp16 = __half;
 
-SIMT_DEVICE float to_float(float value) { return value; }
-SIMT_DEVICE float to_float(bf16 value) { return __bfloat162float(value); }
-SIMT_DEVICE float to_float(fp16 value) { return __half2float(value); }
+SIMT_HOST_DEVICE float to_float(float value) { return value; }
+SIMT_HOST_DEVICE float to_float(bf16 value) { return __bfloat162float(value); }
+SIMT_HOST_DEVICE float to_float(fp16 value) { return __half2float(value); }
 
 // Rounds to nearest even.
 template <class T>
-SIMT_DEVICE T from_float(float value);
+SIMT_HOST_DEVICE T from_float(float value);
 template <>
-SIMT_DEVICE float from_float<float>(float value) {
+SIMT_HOST_DEVICE float from_float<float>(float value) {
   return value;
 }
 template <>
-SIMT_DEVICE bf16 from_float<bf16>(float value) {
+SIMT_HOST_DEVICE bf16 from_float<bf16>(float value) {
   return __float2bfloat16_rn(value);
 }
 template <>
-SIMT_DEVICE fp16 from_float<fp16>(float value) {
+SIMT_HOST_DEVICE fp16 from_float<fp16>(float value) {
   return __float2half_rn(value);
 }
 

@@ -1,4 +1,4 @@
-// The emulator's scheduler: fibers for the threads of a block, blocks one after the other, and the warp collectives.
+// The emulator's scheduler: fibers for the threads of a block, blocks one after the other.
 #include "runtime.h"
 
 #include <unistd.h>
@@ -36,20 +36,9 @@ struct EmulatedThread : Thread {
   Where where;  // of what it waits for
 };
 
-// A collective whose lanes are arriving. Masks that are in use at the same time in a warp have no lane in common, so
-// the lowest lane of the mask identifies it.
-struct Meeting {
-  uint32_t mask = 0;
-  uint32_t arrived = 0;
-  const Collective* collective = nullptr;
-  Where where;
-  void* arguments[32] = {};
-};
-
 class Scheduler {
  public:
   void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
-  void collective(uint32_t mask, const Collective& operation, void* argument, const Where& where);
   [[noreturn]] void thread_main();
   void suspend(const char* state, const Where& where);
   void make_ready(int thread);
@@ -78,7 +67,6 @@ class Scheduler {
   int alive_ = 0;
   uint32_t ready_[kMaxWarps] = {};  // lanes that can run, per warp
   int order_[kMaxWarps] = {};
-  Meeting meetings_[kMaxWarps][32];
   uint64_t random_state_ = 1;
   char block_start_ = 0, block_end_ = 0;  // order between blocks, for ThreadSanitizer
 };
@@ -171,32 +159,6 @@ void Scheduler::give_way() {
   shuffle_warps();
   make_ready(current->linear);
   run_others();
-}
-
-void Scheduler::collective(uint32_t mask, const Collective& operation, void* argument, const Where& where) {
-  const Thread& self = *current;
-  if (!(mask >> self.lane & 1u)) fail("the calling lane is not in the mask of its warp collective", where);
-  Meeting& meeting = meetings_[self.warp][std::countr_zero(mask)];
-  if (meeting.arrived == 0) {
-    meeting.mask = mask;
-    meeting.collective = &operation;
-    meeting.where = where;
-  } else if (meeting.mask != mask || meeting.collective != &operation || meeting.where.line() != where.line()) {
-    std::fprintf(stderr, "  %s at line %u meets %s at line %u\n", operation.name, where.line(),
-                 meeting.collective->name, meeting.where.line());
-    fail("divergent collective: lanes of a warp meet in different collectives", where);
-  }
-  meeting.arguments[self.lane] = argument;
-  meeting.arrived |= 1u << self.lane;
-  if (operation.orders_memory) publish_to(&meeting);
-  if (meeting.arrived == mask) {
-    operation.execute(mask, meeting.arguments);
-    meeting.arrived = 0;
-    if (operation.orders_memory) synchronise_lanes(self.warp * 32, mask);
-    for (uint32_t rest = mask; rest != 0; rest &= rest - 1) make_ready(self.warp * 32 + std::countr_zero(rest));
-  }
-  suspend("waits in a warp collective", where);
-  if (operation.orders_memory) learn_from(&meeting);
 }
 
 void Scheduler::thread_main() {
@@ -298,11 +260,6 @@ void give_way() { scheduler.give_way(); }
 
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   scheduler.run(grid, block, shared_bytes, body);
-}
-
-void warp_collective(uint32_t mask, const Collective& collective, void* argument, const Where& where) {
-  const EmulatorSection section;
-  scheduler.collective(mask, collective, argument, where);
 }
 
 void fail(const char* what, const Where& where) {

@@ -1,4 +1,5 @@
-// What the kernels' tests share: expectations, element formats, random data, and a main that runs one named case.
+// What the kernels' tests share: expectations, element formats, random data, and a main that runs one named case. The
+// same tests run on a GPU when nvcc compiles them: see scripts/test_kernels_on_gpu.sh.
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -9,8 +10,12 @@
 #include <random>
 #include <string>
 
-#include "simt/global_buffer.h"
 #include "simt/simt.h"
+#if defined(__CUDACC__)
+#include "managed_buffer.h"
+#else
+#include "simt/global_buffer.h"
+#endif
 
 namespace kernel_test {
 
