@@ -4,6 +4,8 @@
 #
 #   scripts/test_kernels_on_gpu.sh                  on the GPU that is there
 #   scripts/test_kernels_on_gpu.sh --compile 90a    only compiles, for that architecture; needs no GPU
+#
+# MAX_JOBS bounds the compilers that run at once (default: all cores).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -21,39 +23,49 @@ else
   run=1
 fi
 
-# compile NAME SOURCE...
-compile() {
-  name=$1
+# The programs: a line "NAME SOURCE..." each. Those of Hopper's instructions need its architecture.
+for part in async hopper; do
+  [ "$part" = hopper ] && [ "$architecture" != 90a ] && continue
+  echo "emulator_$part tests/cuda_kernels/emulator_${part}_test.cpp"
+done >"$work/programs"
+for kernel in csrc/cuda/*.cu; do
+  op=$(basename "$kernel" .cu)
+  case $op in *_hopper) [ "$architecture" = 90a ] || continue ;; esac
+  echo "$op tests/cuda_kernels/${op}_test.cpp $kernel"
+done >>"$work/programs"
+
+export nvcc architecture work
+if ! xargs -L 1 -P "${MAX_JOBS:-$(nproc)}" sh -c '
+  program=$work/$1
   shift
-  "$nvcc" -std=c++20 -O2 -x cu -Icsrc -Itests/cuda_kernels -gencode "arch=compute_$architecture,code=sm_$architecture" \
-    "$@" -o "$work/$name"
-}
+  "$nvcc" -std=c++20 -O2 -x cu -Icsrc -Itests/cuda_kernels "-gencode=arch=compute_$architecture,code=sm_$architecture" \
+    "$@" -o "$program"' compile <"$work/programs"; then
+  echo "test_kernels_on_gpu: a test does not compile" >&2
+  exit 1
+fi
+if [ "$run" = 0 ]; then
+  echo "test_kernels_on_gpu: $(wc -l <"$work/programs") programs compile"
+  exit 0
+fi
+
+failed=0
 # check NAME ARGUMENT...: plainly, then with the sanitizer's two tools.
 check() {
-  [ "$run" = 1 ] || return 0
   program=$work/$1
+  echo "$*"
   shift
   "$program" "$@" || failed=1
   command -v compute-sanitizer >/dev/null 2>&1 || return 0
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 3 "$program" "$@" >"$work/log" 2>&1 || { cat "$work/log"; failed=1; }
+    compute-sanitizer --tool "$tool" --error-exitcode 3 "$program" "$@" >"$work/log" 2>&1 && continue
+    cat "$work/log"
+    failed=1
   done
 }
-
-failed=0
-for part in async hopper; do
-  [ "$part" = hopper ] && [ "$architecture" != 90a ] && continue
-  compile "emulator_$part" "tests/cuda_kernels/emulator_${part}_test.cpp"
-  check "emulator_$part"
-done
-for kernel in csrc/cuda/*.cu; do
-  op=$(basename "$kernel" .cu)
-  case $op in *_hopper) [ "$architecture" = 90a ] || continue ;; esac
-  compile "$op" "tests/cuda_kernels/${op}_test.cpp" "$kernel"
-  for case in $(sed -n 's|^// Cases: ||p' "tests/cuda_kernels/${op}_test.cpp"); do
-    echo "$op $case"
-    check "$op" "$case" 1
-  done
-done
-[ "$failed" = 0 ] && echo "test_kernels_on_gpu: passed$([ "$run" = 1 ] || echo ' (compiled only)')"
+while read -r name test _; do
+  cases=$(sed -n 's|^// Cases: ||p' "$test")
+  if [ -z "$cases" ]; then check "$name"; fi
+  for case in $cases; do check "$name" "$case" 1; done
+done <"$work/programs"
+[ "$failed" = 0 ] && echo "test_kernels_on_gpu: passed"
 exit "$failed"

@@ -8,7 +8,9 @@ namespace {
 
 // A block of 4 warps takes 128 queries of a head, a warp 32 of them: each fragment of K and V that ldmatrix brings
 // serves two products. Its sums and scores take 128 registers; two blocks share a multiprocessor, and one computes
-// while the other waits. Occupancy: attention_forward 128 threads x 2 blocks, 49152 B
+// while the other waits.
+
+// Occupancy: attention_forward 128 threads x 2 blocks, 49152 B
 constexpr int kQueryTile = 128;
 constexpr int kKeyTile = 64;
 constexpr int kStages = 2;  // a tile of keys is copied while the one before is used

@@ -7,6 +7,7 @@ namespace {
 
 // Blocks of 4 warps own 64 rows (keys or queries), a warp 16 of them, and walk over tiles of 64 of the others, two of
 // which lie in shared memory. dk and dv together take 64 registers, scores and their gradients 64, the owned rows 32.
+
 // Occupancy: attention_backward_keys 128 threads x 2 blocks, 50176 B
 // Occupancy: attention_backward_queries 128 threads x 2 blocks, 49152 B
 // Occupancy: attention_delta 128 threads x 16 blocks, 0 B

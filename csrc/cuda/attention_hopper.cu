@@ -8,8 +8,9 @@ namespace hopper {  // not unnamed: where kHopper is false most of it is unused,
 
 // Two warpgroups take 64 queries each; a third one has a thread that keeps two tiles of 128 keys on their way. While a
 // warpgroup turns scores into probabilities, the tensor cores work on its product with v of the tile before, and on the
-// other warpgroup's. The consumers take over the registers that the third does not need. Occupancy: attention_hopper
-// 384 threads x 1 blocks, 81992 B
+// other warpgroup's. The consumers take over the registers that the third does not need.
+
+// Occupancy: attention_hopper 384 threads x 1 blocks, 81992 B
 constexpr int kConsumers = 2;
 constexpr int kGroupThreads = 128;
 constexpr int kConsumerThreads = kConsumers * kGroupThreads;

@@ -237,6 +237,8 @@ void check_wrong_kernels() {
   expect_error("outside CUDA's limits", [&] { simt::launch(half_block_waits, dim3(0), warp, nullptr); });
 }
 
+// To be called before any kernel runs here: ThreadSanitizer stops watching in children of a process with several
+// fibers.
 void check_thread_sanitizer() {
 #ifdef SIMT_THREAD_SANITIZER
   const simt::GlobalBuffer<float> values(64);
@@ -266,9 +268,9 @@ void check_conversions() {
 }  // namespace
 
 int main() {
+  check_thread_sanitizer();
   check_right_kernels();
   check_wrong_kernels();
-  check_thread_sanitizer();
   check_conversions();
   return emulator_test::finish("emulator_core");
 }
