@@ -101,6 +101,11 @@ SIMT_DEVICE float fast_exp2(float x) {
   return power;
 }
 
+// Adds to a word of global memory; integers only, whose sums do not depend on the order.
+SIMT_DEVICE void atomic_add(uint64_t* address, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+
 // Starts `kernel` on `stream` with `shared_bytes` of dynamic shared memory for each block, and returns the launch's own
 // error, which is cleared so that it is reported once.
 template <class... Params, class... Args>

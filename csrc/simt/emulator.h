@@ -43,6 +43,7 @@ uint4 load_shared16(Shared<T> place, const Where& where = Where::current()) {
   std::memcpy(&value, place.storage().read(place.offset(), sizeof(value), where), sizeof(value));
   return value;
 }
+inline void atomic_add(uint64_t* address, uint64_t value) { *address += value; }
 inline float fast_exp2(float x) { return std::exp2(x); }
 
 template <class... Params, class... Args>

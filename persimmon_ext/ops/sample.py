@@ -30,7 +30,8 @@ def sample(
         top_p: keep the fewest highest-probability tokens that hold this much probability; 1 keeps all.
         min_p: keep tokens with at least this share of the highest probability; 0 keeps all.
     Returns: int64 [B].
-    Raises: ValueError naming a parameter out of range, or a row without a finite logit or with a NaN.
+    Raises: ValueError naming a parameter out of range, or a row without a finite logit or with a NaN or inf; on a CUDA
+        device, where raising would wait for it, such a row gives -1 instead.
     Source: Gumbel-max (Gumbel 1954) on Philox4x32-10 noise (Salmon et al. 2011).
     """
     if takes("sample", logits):

@@ -1,0 +1,222 @@
+#include "philox.cuh"
+#include "plan.cuh"
+#include "sample.cuh"
+#include "sample_threshold.cuh"
+
+namespace persimmon::cuda {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_huge_valf();
+constexpr int64_t kTokensPerBlock = 2048;
+constexpr int64_t kMaxBlocks = 256;  // of a row: a thread each reads what the others have left
+
+// A level of a filter: which histogram it fills, and what it adds for a token.
+struct LevelParams {
+  int index;      // of the histogram, in the row's
+  int level;      // 0 … kSampleLevels - 1
+  int64_t top_k;  // of this filter; 0: top_p
+  double top_p;
+  float mass_scale;  // fixed point: mass 1 is this much
+};
+
+// Maximum of each block's part of a row, NaN for a NaN or +inf in it; and zeros in the histograms.
+template <class T>
+__global__ void __launch_bounds__(kSampleThreads)
+    find_tops(__grid_constant__ const SampleParams params, int64_t histogram_words) {
+  SIMT_SHARED(float, warp_tops, kSampleWarps);
+  const int64_t row = blockIdx.y, first = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
+  const int64_t stride = int64_t{gridDim.x} * kSampleThreads;
+  for (int64_t i = first; i < histogram_words; i += stride) params.histograms[row * histogram_words + i] = 0;
+  const T* const logits = static_cast<const T*>(params.logits) + row * params.V;
+  float top = kMinusInfinity;
+#pragma unroll 4
+  for (int64_t i = first; i < params.V; i += stride) {
+    const float logit = simt::to_float(logits[i]);
+    const bool bad = logit != logit || logit == -kMinusInfinity;
+    if (bad || logit > top) top = bad ? __uint_as_float(0x7fc00000u) : logit;  // a NaN stays: nothing is above it
+  }
+  top = block_max(top, warp_tops);
+  if (threadIdx.x == 0) params.block_tops[row * gridDim.x + blockIdx.x] = top;
+}
+
+// The row's maximum, for a block of any kernel after find_tops. Every thread calls it.
+template <class Shared>
+SIMT_DEVICE float row_top(const SampleParams& params, Shared& warp_tops) {
+  const bool inside = threadIdx.x < gridDim.x;
+  return block_max(inside ? params.block_tops[int64_t{blockIdx.y} * gridDim.x + threadIdx.x] : kMinusInfinity,
+                   warp_tops);
+}
+
+// Fills the histogram of a level, having found the range that it divides in the histogram of the level before.
+template <class T>
+__global__ void __launch_bounds__(kSampleThreads)
+    fill_histogram(__grid_constant__ const SampleParams params, __grid_constant__ const LevelParams level, int levels) {
+  SIMT_SHARED(float, warp_tops, kSampleWarps);
+  SIMT_SHARED(uint64_t, warp_sums, kSampleWarps);
+  SIMT_SHARED(uint64_t, found, 2);
+  const int64_t row = blockIdx.y;
+  uint64_t* const histogram = params.histograms + (row * levels + level.index) * kSampleBins;
+  SampleRange* const ranges = params.ranges + row * levels;
+  const float top = row_top(params, warp_tops);
+  SampleRange range{0, 0, 0, 0, kInfinityBits, 0};
+  if (level.index > 0) {
+    const int previous = (level.index - 1) % kSampleLevels;
+    range = find_bin(histogram - kSampleBins, ranges[level.index - 1], previous, level.top_k, level.top_p, warp_sums,
+                     found);
+    if (level.level == 0) range.limit = range.low;  // the filter before has ended at a single value
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) ranges[level.index] = range;
+
+  const T* const logits = static_cast<const T*>(params.logits) + row * params.V;
+#pragma unroll 4
+  for (int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x; i < params.V;
+       i += int64_t{gridDim.x} * kSampleThreads) {
+    const uint32_t key = key_of(simt::to_float(logits[i]), top, params.temperature);
+    const uint32_t bin = bin_of(key, level.level, range);
+    if (bin >= kSampleBins || key > range.limit) continue;
+    const uint64_t weight = level.top_k > 0 ? 1 : static_cast<uint64_t>(expf(z_of(key)) * level.mass_scale);
+    if (weight > 0) simt::atomic_add(histogram + bin, weight);
+  }
+}
+
+struct Candidate {
+  double score;
+  int64_t token;
+};
+// The higher score, the lower token of equal ones; a NaN never wins.
+SIMT_DEVICE Candidate better(const Candidate& a, const Candidate& b) {
+  return b.score > a.score || (b.score == a.score && b.token < a.token) ? b : a;
+}
+SIMT_DEVICE Candidate warp_best(Candidate best) {
+#pragma unroll
+  for (int offset = simt::kWarpSize / 2; offset > 0; offset /= 2) {
+    best = better(best, {__shfl_xor_sync(~0u, best.score, offset), __shfl_xor_sync(~0u, best.token, offset)});
+  }
+  return best;
+}
+
+// The best token of each block's part of a row, with noise unless the temperature is 0.
+template <class T>
+__global__ void __launch_bounds__(kSampleThreads)
+    draw(__grid_constant__ const SampleParams params, __grid_constant__ const LevelParams last, int levels,
+         float log_min_p) {
+  SIMT_SHARED(float, warp_tops, kSampleWarps);
+  SIMT_SHARED(uint64_t, warp_sums, kSampleWarps);
+  SIMT_SHARED(uint64_t, found, 2);
+  SIMT_SHARED(double, warp_scores, kSampleWarps);
+  SIMT_SHARED(int64_t, warp_tokens, kSampleWarps);
+  const int64_t row = blockIdx.y;
+  const float top = row_top(params, warp_tops);
+  uint32_t limit = kInfinityBits;
+  if (levels > 0) {
+    const int64_t index = row * levels + levels - 1;
+    limit = find_bin(params.histograms + index * kSampleBins, params.ranges[index], kSampleLevels - 1, last.top_k,
+                     last.top_p, warp_sums, found)
+                .low;
+  }
+  const uint64_t seed = static_cast<uint64_t>(params.rng[2 * row]);
+  const uint64_t counter = static_cast<uint64_t>(params.rng[2 * row + 1]);
+  const T* const logits = static_cast<const T*>(params.logits) + row * params.V;
+  Candidate best{-__builtin_huge_val(), params.V};
+  for (int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x; i < params.V;
+       i += int64_t{gridDim.x} * kSampleThreads) {
+    const float logit = simt::to_float(logits[i]);
+    if (params.temperature == 0.0f) {
+      best = better(best, {static_cast<double>(logit), i});
+      continue;
+    }
+    const uint32_t key = key_of(logit, top, params.temperature);
+    const float z = z_of(key);
+    if (key > limit || z < log_min_p) continue;
+    // With n = 2^24 - (word >> 8) the noise is at most (25 - floor(log2 n)) log 2: logarithms only where that could
+    // win.
+    const uint32_t high = philox(seed, counter, static_cast<uint32_t>(i)) >> 8;
+    const int exponent = static_cast<int>(__float_as_uint(static_cast<float>(0x1000000u - high)) >> 23) - 127;
+    if (z + (static_cast<float>(25 - exponent) * 0.6931472f + 1e-4f) < best.score) continue;
+    const double u = (static_cast<double>(high) + 0.5) * 0x1p-24;
+    best = better(best, {static_cast<double>(z) - log(-log(u)), i});
+  }
+  best = warp_best(best);
+  const int lane = threadIdx.x % simt::kWarpSize, warp = threadIdx.x / simt::kWarpSize;
+  if (lane == 0) {
+    warp_scores[warp] = best.score;
+    warp_tokens[warp] = best.token;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < kSampleWarps; ++i) best = better(best, {warp_scores[i], warp_tokens[i]});
+  params.block_scores[row * gridDim.x + blockIdx.x] = best.score;
+  params.block_tokens[row * gridDim.x + blockIdx.x] = best.token;
+}
+
+// The best token of a row; a block a row.
+__global__ void __launch_bounds__(simt::kWarpSize) choose(__grid_constant__ const SampleParams params, int64_t blocks) {
+  const int64_t first = int64_t{blockIdx.x} * blocks;
+  Candidate best{-__builtin_huge_val(), params.V};
+  float top = kMinusInfinity;
+  for (int64_t i = threadIdx.x; i < blocks; i += simt::kWarpSize) {
+    best = better(best, {params.block_scores[first + i], params.block_tokens[first + i]});
+    const float block_top = params.block_tops[first + i];
+    if (top == top && !(block_top <= top)) top = block_top;
+  }
+  best = warp_best(best);
+  bool valid = top == top;
+  float highest = top;
+#pragma unroll
+  for (int offset = simt::kWarpSize / 2; offset > 0; offset /= 2) {
+    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, offset));
+    valid = __shfl_xor_sync(~0u, static_cast<int>(valid), offset) != 0 && valid;
+  }
+  if (threadIdx.x == 0) params.token[blockIdx.x] = valid && highest > kMinusInfinity ? best.token : -1;
+}
+
+// The power of two that leaves room for V tokens of mass 1 below 2^62.
+float mass_scale(int64_t V) {
+  float scale = 4611686018427387904.0f;
+  for (int64_t tokens = 1; tokens < V; tokens *= 2) scale *= 0.5f;
+  return scale;
+}
+
+template <class T>
+cudaError_t launch_kernels(const SampleParams& params, cudaStream_t stream) {
+  const int64_t blocks = sample_blocks(params.V);
+  const int levels = params.temperature == 0.0f ? 0 : sample_levels(params.V, params.top_k, params.top_p);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.B)), block(kSampleThreads);
+  cudaError_t error = simt::launch(find_tops<T>, grid, block, stream, params, int64_t{levels} * kSampleBins);
+  const bool counts = levels > 0 && params.top_k > 0 && params.top_k < params.V;
+  LevelParams level{0, 0, 0, params.top_p, mass_scale(params.V)};
+  for (; error == cudaSuccess && level.index < levels; ++level.index) {
+    level.level = level.index % kSampleLevels;
+    level.top_k = counts && level.index < kSampleLevels ? params.top_k : 0;
+    error = simt::launch(fill_histogram<T>, grid, block, stream, params, level, levels);
+  }
+  if (error != cudaSuccess) return error;
+  const float log_min_p = params.min_p > 0.0 ? static_cast<float>(log(params.min_p)) : kMinusInfinity;
+  error = simt::launch(draw<T>, grid, block, stream, params, level, levels, log_min_p);
+  if (error != cudaSuccess) return error;
+  return simt::launch(choose, dim3(static_cast<unsigned>(params.B)), dim3(simt::kWarpSize), stream, params, blocks);
+}
+
+}  // namespace
+
+int64_t sample_blocks(int64_t V) {
+  const int64_t blocks = divide_up(V, kTokensPerBlock);
+  return blocks < kMaxBlocks ? blocks : kMaxBlocks;
+}
+
+int sample_levels(int64_t V, int64_t top_k, double top_p) {
+  return (top_k > 0 && top_k < V ? kSampleLevels : 0) + (top_p < 1.0 ? kSampleLevels : 0);
+}
+
+cudaError_t launch_sample(const SampleParams& params, simt::Dtype dtype, cudaStream_t stream) {
+  constexpr int64_t kMaxGridY = 65535;
+  const bool in_range = params.B >= 0 && params.B <= kMaxGridY && params.V >= 1 && params.V <= INT32_MAX &&
+                        params.temperature >= 0.0f && params.temperature < -kMinusInfinity && params.top_k >= 0 &&
+                        params.top_p > 0.0 && params.top_p <= 1.0 && params.min_p >= 0.0 && params.min_p <= 1.0;
+  if (!in_range) return cudaErrorInvalidValue;
+  if (params.B == 0) return cudaSuccess;
+  return simt::with_element_type(
+      dtype, [&](auto tag) { return launch_kernels<typename decltype(tag)::Type>(params, stream); });
+}
+
+}  // namespace persimmon::cuda

@@ -1,0 +1,57 @@
+// A token per row of logits, without a sort: every filter keeps the logits above some threshold, which histograms find,
+// and the draw is an argmax with Gumbel noise. With z = (logit - max) / temperature:
+//
+//   top_k > 0     keep z >= the k-th largest
+//   top_p < 1     keep z >= the last of the largest whose softmax mass reaches top_p
+//   min_p > 0     keep z >= log(min_p)
+//   token         argmax z - log(-log u), the first index on ties; u from Philox (philox.cuh), in float64
+//
+// The semantics and the noise are those of the CPU kernel (csrc/cpu/kernels/sample.h). As z <= 0, ascending bits of |z|
+// are descending z. A histogram counts tokens, or adds up their mass in fixed point: integers, so the order of atomic
+// additions does not matter and the same input gives the same token. Four levels of 2048 bins end at a single value of
+// z: first bins of 1/64, over which logits spread well, then ever finer parts of the bits in the bin that holds the
+// threshold. Each level is a kernel; its blocks all find the bin that the level before has left.
+//
+// A row with a NaN, with +inf or without a finite logit gives the token -1: raising would wait for the device.
+//
+// Kernels: 3, and 4 for each of top_k and top_p. Bytes moved: the logits in each of them but the last; from the second
+// on they come from the L2 cache.
+#pragma once
+#include "../simt/simt.h"
+
+namespace persimmon::cuda {
+
+constexpr int kSampleBins = 2048;
+constexpr int kSampleLevels = 4;
+
+// Where a threshold lies after some levels: `before` weighs what is above the bits [low, low + kSampleBins << shift).
+struct SampleRange {
+  uint64_t before, target;  // the threshold is where the sum of weights reaches the target
+  uint32_t low, shift;
+  uint32_t limit;  // bits of |z| above it were dropped by an earlier filter
+  uint32_t unused;
+};
+
+struct SampleParams {
+  const void* logits;     // [B, V]
+  const int64_t* rng;     // [B, 2] = (seed, counter)
+  int64_t* token;         // [B]
+  float* block_tops;      // [B, blocks] scratch, blocks = sample_blocks(V)
+  double* block_scores;   // [B, blocks] scratch
+  int64_t* block_tokens;  // [B, blocks] scratch
+  uint64_t* histograms;   // [B, levels, kSampleBins] scratch, levels = sample_levels(top_k, top_p)
+  SampleRange* ranges;    // [B, levels] scratch
+  int64_t B, V;
+  float temperature;  // 0: the argmax of the logits
+  int64_t top_k;      // 0: off
+  double top_p, min_p;
+};
+
+int64_t sample_blocks(int64_t V);
+int sample_levels(int64_t V, int64_t top_k, double top_p);
+
+// Starts the kernels on `stream`; returns an error for sizes or options out of range or when a launch fails. No rows:
+// cudaSuccess.
+cudaError_t launch_sample(const SampleParams& params, simt::Dtype dtype, cudaStream_t stream);
+
+}  // namespace persimmon::cuda
