@@ -64,7 +64,7 @@ def convert_adept(
     release = find_release(source)
     if md5 is not False:
         check_md5(source, md5, progress=progress)
-    tokenizer = _tokenizer(source, release)
+    tokenizer = release_tokenizer(source, release)
     with release.opened() as ranks:
         sources = merged(ranks, chosen)
         embedding = sources.get("model.embed_tokens.weight")
@@ -122,7 +122,8 @@ def check_md5(path: Path, expected: bool | str, *, progress: bool = False) -> No
         raise CheckpointError(f"The md5 of {path} is {found}, neither {public}: it is damaged, or another file.")
 
 
-def _tokenizer(source: Path, release: Release) -> PersimmonTokenizer:
+def release_tokenizer(source: Path, release: Release) -> PersimmonTokenizer:
+    """The tokenizer of a release found at `source`. Raises FileNotFoundError where it has none."""
     if release.vocabulary is None:
         raise FileNotFoundError(f"{source} holds no adept_vocab.model, the tokenizer of the release.")
     tokenizer = PersimmonTokenizer(release.vocabulary.read())

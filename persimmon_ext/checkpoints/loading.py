@@ -92,7 +92,7 @@ def load_pretrained(
         config = PersimmonConfig.from_dict(config.to_dict(), **overrides)
     config.extra.pop(QUANTIZATION_FIELD, None)  # the layers say it from here on
     files = find_weights(folder, quantized=stored is not None)
-    infos = _stored_tensors(files)
+    infos = stored_tensors(files)
     with torch.device("meta"):
         model = model_class(config)
     if stored is not None:
@@ -118,7 +118,7 @@ def load_pretrained(
     return model.eval()
 
 
-def _stored_tensors(files: WeightFiles) -> dict[str, TensorInfo]:
+def stored_tensors(files: WeightFiles) -> dict[str, TensorInfo]:
     """Returns every tensor of `files`, having checked that each is stored once and where the index says."""
     infos: dict[str, TensorInfo] = {}
     for path in files.files:
