@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from checkpoint_helpers import INDEX, WEIGHTS, edit_weights, load, make_model
 from safetensors.torch import load_file, save_file
 
-from persimmon_ext.checkpoints import CheckpointError, save_pretrained
+from persimmon_ext.checkpoints import CheckpointError, loading, reading, save_pretrained
 
 
 @pytest.fixture
@@ -60,6 +61,31 @@ class TestSafetensors:
                 CheckpointError, match=f"header claims {length} bytes, but only {len(whole) - 8} follow"
             ):
                 load(folder)
+
+    def test_a_tensor_twice(self, folder: Path) -> None:
+        whole = (folder / WEIGHTS).read_bytes()
+        length = struct.unpack("<Q", whole[:8])[0]
+        header = whole[8 : 8 + length].rstrip()
+        entry = json.dumps({"lm_head.weight": json.loads(header)["lm_head.weight"]})
+        header = header[:-1] + b"," + entry[1:].encode()
+        (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + whole[8 + length :])
+        with pytest.raises(CheckpointError, match=r"is not a readable .*: it has lm_head\.weight twice"):
+            load(folder)
+
+    def test_a_file_that_shrinks_while_it_is_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened = reading.open_weights
+
+        def shrinking(path: Path) -> Any:
+            weights = opened(path)
+            if path.stat().st_size > 3000 and "reading" in calls:
+                os.truncate(path, 3000)
+            calls.append("reading")
+            return weights
+
+        calls: list[str] = []
+        monkeypatch.setattr(loading, "open_weights", shrinking)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors became shorter while it was read"):
+            load(folder)
 
     def test_trailing_bytes(self, folder: Path) -> None:
         with (folder / WEIGHTS).open("ab") as file:
@@ -210,6 +236,26 @@ class TestPickle:
         (folder / WEIGHTS).unlink()
         (folder / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is not a readable torch\.save file"):
+            load(folder)
+
+    def test_compressed(self, folder: Path) -> None:
+        path = pickled(folder, make_model().state_dict()) / "pytorch_model.bin"
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is compressed"):
+            load(folder)
+
+    def test_a_record_shorter_than_its_tensor(self, folder: Path) -> None:
+        path = pickled(folder, make_model().state_dict()) / "pytorch_model.bin"
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content[:-4] if name.endswith("data/0") else content)
+        with pytest.raises(CheckpointError, match=r"dense tensors, which it does not at 'model\.embed_tokens\.weight'"):
             load(folder)
 
     def test_no_dictionary(self, folder: Path) -> None:

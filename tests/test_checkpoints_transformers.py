@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,22 @@ def test_base_model_of_a_transformers_head(tmp_path: Path, name: str) -> None:
     model = theirs(name)
     model.save_pretrained(tmp_path)
     assert_same(model.model, persimmon_ext.PersimmonModel.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_state_dicts_are_exchanged_whatever_the_layout(assign: bool) -> None:
+    model = theirs("PersimmonForCausalLM")
+    mine = ours("PersimmonForCausalLM", rope_theta=10000.0)
+    with torch.no_grad():
+        for parameter in mine.parameters():
+            parameter.zero_()
+    mine.load_state_dict(model.state_dict(), assign=assign)
+    assert mine.model.layers[0].mlp.dense_4h_to_h.weight.stride() == (1, FIELDS["hidden_size"])
+    assert_same(model, mine)
+    assert model.load_state_dict(mine.state_dict(), strict=True).missing_keys == []
+    buffer = io.BytesIO()
+    torch.save(mine.state_dict(), buffer)
+    buffer.seek(0)
+    other = theirs("PersimmonForCausalLM")
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert_same(other, mine)
