@@ -88,6 +88,11 @@ class Cache:
         """Marks `tokens` more slots of a layer as valid, after a kernel wrote them. ValueError if they do not exist."""
         self._layer(layer_idx).advance(tokens)
 
+    def advance_all(self, tokens: int) -> None:
+        """`advance` of every layer."""
+        for layer in self.layers:
+            layer.advance(tokens)
+
     def crop(self, max_length: int) -> None:
         """Keeps the first `max_length` tokens of every layer; a negative number drops that many from the end.
 

@@ -92,8 +92,7 @@ class DecodePlan:
             cos, sin = self.angles(positions)
         with restored_on_error(cache):
             logits = self.run(tokens, cos, sin, slots, padding, cache)
-            for layer in range(len(self._layers)):
-                cache.advance(layer, T)
+            cache.advance_all(T)
         return logits
 
     def _make_table(self, slots: int) -> None:

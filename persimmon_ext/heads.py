@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from persimmon_ext import generation, losses
 from persimmon_ext.cache import Cache
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.decode_graphs import DecodeGraphs, GraphedPlan
 from persimmon_ext.decode_plan import DecodePlan
 from persimmon_ext.layers import Linear
 from persimmon_ext.modeling import PersimmonModel
@@ -41,6 +42,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         nn.init.normal_(self.lm_head.weight, 0.0, config.initializer_range)
         self.tie_weights()
+        self.decode_graphs = DecodeGraphs()
         self.generation_config = generation.GenerationConfig.from_model_config(self.config)
 
     @classmethod
@@ -140,10 +142,17 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         """A cache for `batch` rows of `slots` tokens, as ``generate`` makes it; MemoryError where it doesn't fit."""
         return generation.make_cache(self, implementation, batch, slots)
 
-    def decode_plan(self, slots: int, cache: Any) -> DecodePlan | None:
+    def lend_cache(self, batch: int, slots: int, implementation: str | None = None) -> Cache | None:
+        """As `make_cache`, for one generation: on CUDA it may be one that an earlier call's graph was captured with."""
+        if self.device.type == "cuda" and implementation in (None, "static") and DecodePlan.fits(self):
+            return self.decode_graphs.take(self, batch, slots)
+        return self.make_cache(batch, slots, implementation)
+
+    def decode_plan(self, slots: int, cache: Any) -> DecodePlan | GraphedPlan | None:
         """A faster way to run a few tokens at a time up to `slots` of them, or None where forward must do it."""
-        in_place = isinstance(cache, Cache) and cache.in_place
-        return DecodePlan(self, slots) if in_place and DecodePlan.fits(self) else None
+        if not (isinstance(cache, Cache) and cache.in_place and DecodePlan.fits(self)):
+            return None
+        return self.decode_graphs.plan(cache) or DecodePlan(self, slots)
 
 
 def check_before_running(inputs: Tensor | None, labels: Tensor | None, logits_to_keep: int | Tensor) -> None:

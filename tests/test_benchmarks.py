@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checks, decode, kernels, models, options, prefill, report, scratch, suite
+from benchmarks import checks, decode, generate, kernels, models, options, prefill, report, scratch, suite
 from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
 from persimmon_ext import ops
@@ -48,6 +48,24 @@ def test_kernels_refuses_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SystemExit, match=r"layer_norm, result 0: error .* is allowed") as stopped:
         options.main(lambda: kernels.run([*SHAPE, "--tokens", "5", "--only", "layer_norm"]))
     assert stopped.value.code != 0
+
+
+def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--new-tokens", "9", "--context", "5", "--soak-tokens", "40", "--dtype", "float32"]
+    result = results_of(generate, [*MODEL, *short], tmp_path)
+    assert [part["part"] for part in result["results"]] == list(generate.PARTS)
+    for part in result["results"]:
+        assert part["ratio"] > 0
+        assert all(side["tokens_per_s"] > 0 for side in part["sides"].values())
+    looked_up = next(part for part in result["results"] if part["part"] == "speculation")
+    assert looked_up["tokens_per_step"] > 1
+    assert "drafts accepted" in capsys.readouterr().out
+
+
+def test_generate_refuses_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate.bare_loop, "decode", lambda model, prompt, new: prompt)
+    with pytest.raises(SystemExit, match="overhead: kernels alone gives other tokens than generate"):
+        options.main(lambda: generate.run([*MODEL, "--new-tokens", "3", "--parts", "overhead"]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -15,7 +15,6 @@ from persimmon_ext.generation.beam import BeamResult, BeamSearch
 from persimmon_ext.generation.config import combine
 from persimmon_ext.generation.drafts import Drafter, DraftModel, PromptLookup
 from persimmon_ext.generation.loop import Streamer, Task, generate_plainly
-from persimmon_ext.generation.memory import make_cache
 from persimmon_ext.generation.prompt import Prompt, prepare_prompt
 from persimmon_ext.generation.request import Request, prepare_request
 from persimmon_ext.generation.runner import Recording, Runner
@@ -102,6 +101,7 @@ def generate(
         # Also after an error or Ctrl-C: a reader in another thread would wait for ever.
         if streamer is not None:
             streamer.end()
+        runner.release(keeps_cache=not config.return_dict_in_generate)
     request.warn_of_length(prompt.earlier + sequences.shape[1], model.config.max_position_embeddings)
     if input_ids is not None:
         sequences = sequences.to(input_ids.device)
@@ -110,14 +110,17 @@ def generate(
     return _output(sequences, task, result, speculation)
 
 
-def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any) -> Runner:
+def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, lends: bool = True) -> Runner:
     config = request.config
     use_cache = config.use_cache is not False
     slots = prompt.earlier + request.lengths.longest
     if cache is not None and len(prompt.ids) > 1 and getattr(cache, "batch_size", None) == 1:
         cache = cache.broadcast(len(prompt.ids), reserve=slots)
     elif cache is None and use_cache:
-        cache = make_cache(model, config.cache_implementation, len(prompt.ids) * request.copies, slots)
+        # A lent cache has as many rows as the prompt. Another library's model makes its own.
+        make = getattr(model, "lend_cache" if lends and request.copies == 1 else "make_cache", None)
+        rows = len(prompt.ids) * request.copies
+        cache = make(rows, slots, config.cache_implementation) if make is not None else None
     recording = Recording(bool(config.output_attentions), bool(config.output_hidden_states))
     plan = getattr(model, "decode_plan", None)
     return Runner(
@@ -136,7 +139,7 @@ def _drafter(request: Request, task: Task, prompt: Prompt) -> Drafter:
     if request.assistant is None:
         return PromptLookup(request.ngram_size, request.drafts)
     alone = Prompt(prompt.ids, None if prompt.mask is None else prompt.mask[:, prompt.earlier :])
-    runner = _make_runner(request.assistant, request, alone, None)
+    runner = _make_runner(request.assistant, request, alone, None, lends=False)
     return DraftModel(request.draft_task(task, runner), request.drafts)
 
 

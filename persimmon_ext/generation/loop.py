@@ -18,9 +18,6 @@ from persimmon_ext.generation.prompt import Prompt
 from persimmon_ext.generation.runner import Runner
 from persimmon_ext.generation.sampling import Chooser
 
-# On a GPU the host looks at the tokens only every so often: each look waits for all work that is under way.
-_STEPS_BETWEEN_LOOKS = 8
-
 
 class Streamer(Protocol):
     """Receives tokens while they are made; transformers' streamers are such objects."""
@@ -112,6 +109,11 @@ class Task:
         return self.runner.feed(tokens[:, first:length], earlier + first)[:, -1]
 
 
+def steps_between_looks(device: torch.device) -> int:
+    """After how many tokens the host looks at them: on a GPU each look waits for all work that is under way."""
+    return 1 if device.type == "cpu" else 8
+
+
 def raise_for_nan(invalid: Tensor, length: int, dtype: torch.dtype) -> None:
     """Raises ValueError if any of `invalid`, bool [B] or [B, T], is set; `length`: the place of the (first) token."""
     if not bool(invalid.any()):
@@ -130,7 +132,7 @@ def generate_plainly(task: Task, prompt: Prompt) -> Tensor:
     tokens, logits = task.start(prompt)
     begin = length = looked = prompt.ids.shape[1]
     ending = Ending(task.criteria, task.pad, len(tokens))
-    interval = 1 if streamer is not None or tokens.device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+    interval = 1 if streamer is not None else steps_between_looks(tokens.device)
     invalid: list[Tensor] = []
     while True:
         if interval == 1:

@@ -152,15 +152,13 @@ def available_bytes(device: torch.device) -> int | None:
     return int(found[0][1]) << 10 if found else None
 
 
-def make_cache(model: Any, implementation: str | None, batch: int, slots: int) -> Cache | None:
-    """The cache of one generation; None for another library's model, which makes its own.
+def make_cache(model: Any, implementation: str | None, batch: int, slots: int) -> Cache:
+    """The cache of one generation.
 
     It has room for `slots` tokens from the start, though not for more than the model has positions: beyond, and with
     "dynamic" from the first token on, it grows. Raises MemoryError, in a sentence, for one that would not fit.
     """
     config = model.config
-    if not isinstance(config, PersimmonConfig):
-        return None
     slots = min(slots, config.max_position_embeddings)
     if implementation != "dynamic":
         needed = batch * slots * cache_bytes_per_token(config, model.dtype, implementation)

@@ -101,6 +101,12 @@ class Runner:
         if self.cache is not None and self.cache.get_seq_length() > length:
             drop_from(self.cache, length)
 
+    def release(self, *, keeps_cache: bool) -> None:
+        """Ends the use of a cache that the model lent; not `keeps_cache`: somebody else has it now."""
+        graphs = getattr(self.model, "decode_graphs", None)
+        if graphs is not None:
+            graphs.give_back(self.cache, keeps=keeps_cache)
+
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """An exception inside, Ctrl-C too, leaves a given cache with the tokens that it had."""

@@ -1,0 +1,275 @@
+"""generate() from end to end: against the kernels alone and against transformers, speculating, and for a long time.
+
+Each part checks that all sides give the same tokens before it times them; sides alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import persimmon_ext
+from benchmarks import bare_loop, decode, machine, models, options, table
+from benchmarks.checks import MismatchError, check_close
+from benchmarks.timing import measure
+
+# Code that repeats itself: what speculation by looking up is for.
+CODE = """class Reader:
+    def __init__(self, path, encoding=None, errors=None):
+        self.path = path
+        self.encoding = encoding
+        self.errors = errors
+
+    def read(self):
+        with open(self.path, encoding=self.encoding, errors=self.errors) as file:
+            return file.read()
+
+
+class Writer:
+    def __init__(self, path, encoding=None, errors=None):
+        self.path = path
+"""
+_QUIET = {"eos_token_id": None, "pad_token_id": 0}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = options.parser("generate", __doc__)
+    models.add_options(parser)
+    parser.set_defaults(layers=2, repeats=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--context", type=options.positive, default=32, help="tokens of the prompt")
+    parser.add_argument("--new-tokens", type=options.positive, default=32, help="of each text")
+    parser.add_argument("--drafts", type=options.positive, default=7, help="tokens drafted at a time")
+    parser.add_argument("--soak-tokens", type=options.positive, default=2000, help="of the soak, in texts of 400")
+    return parser.parse_args(arguments)
+
+
+def same_tokens(name: str, sides: dict[str, Callable[[], Tensor]]) -> None:
+    """Raises MismatchError unless all sides give the same tokens."""
+    results = {side: run() for side, run in sides.items()}
+    first, *others = results
+    for side in others:
+        if not torch.equal(results[side], results[first]):
+            raise MismatchError(f"{name}: {side} gives other tokens than {first}.")
+
+
+def compare(
+    name: str, sides: dict[str, Callable[[], Tensor]], tokens: int, chosen: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    """Times the sides; the ratio is the first side's speed over the last's."""
+    samples = measure(sides, device=device, repeats=chosen.repeats)
+    first, *_, last = sides
+    return {
+        "part": name,
+        "tokens": tokens,
+        "sides": {
+            side: sample.as_dict() | {"tokens_per_s": tokens / sample.median} for side, sample in samples.items()
+        },
+        "ratio": samples[last].median / samples[first].median,
+    }
+
+
+def overhead(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """generate() against a loop of nothing but kernels, on layers of the given shape."""
+    model = models.build(argparse.Namespace(**{**vars(chosen), "only_ours": True}), device).ours
+    generator = torch.Generator().manual_seed(chosen.seed)
+    prompt = models.random_ids(chosen.batch, chosen.context, chosen.vocab, generator).to(device)
+    new = chosen.new_tokens
+    sides: dict[str, Callable[[], Tensor]] = {
+        "generate": lambda: model.generate(prompt, max_new_tokens=new, **_QUIET),
+        "kernels alone": lambda: bare_loop.decode(model, prompt, new),
+    }
+    same_tokens("overhead", sides)
+    return compare("overhead", sides, chosen.batch * new, chosen, device)
+
+
+def shape(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """generate() against transformers' on layers of the given shape; the logits of the prompt are compared first."""
+    pair = models.build(argparse.Namespace(**{**vars(chosen), "only_ours": False}), device)
+    generator = torch.Generator().manual_seed(chosen.seed)
+    prompt = models.random_ids(chosen.batch, chosen.context, chosen.vocab, generator).to(device)
+    logits = {name: model(prompt).logits for name, model in pair.sides().items()}
+    limit = chosen.limit or decode.LIMITS[chosen.quantization or chosen.dtype]
+    difference = check_close("logits of the prompt", logits["ours"], logits["transformers"], limit)
+    new = chosen.new_tokens
+    sides: dict[str, Callable[[], Tensor]] = {
+        "generate": lambda: pair.ours.generate(prompt, max_new_tokens=new, **_QUIET),
+        "transformers": lambda: pair.sides()["transformers"].generate(
+            prompt, max_new_tokens=new, do_sample=False, **_QUIET
+        ),
+    }
+    return compare("shape", sides, chosen.batch * new, chosen, device) | {"logits_difference": difference}
+
+
+def embedded(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """generate() against transformers' on the embedded model."""
+    ours, theirs, ids = _embedded(device)
+    pair = {"generate": (ours, {}), "transformers": (theirs, {"do_sample": False})}
+
+    def side(model: Any, more: dict[str, Any]) -> Callable[[], Tensor]:
+        return lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **_QUIET, **more)
+
+    for model, _ in pair.values():
+        model.float()  # in 16 bits the two sides' roundings may choose different tokens
+    same_tokens("embedded", {name: side(*parts) for name, parts in pair.items()})
+    for model, _ in pair.values():
+        model.bfloat16()
+    theirs.model.rotary_emb.float()
+    sides = {name: side(*parts) for name, parts in pair.items()}
+    return compare("embedded", sides, chosen.new_tokens, chosen, device)
+
+
+def speculation(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Drafts looked up in the text against plain decoding, on repetitive code."""
+    model, _, ids = _embedded(device)
+    model.float()
+    drafts = {"prompt_lookup_num_tokens": chosen.drafts}
+    sides: dict[str, Callable[[], Tensor]] = {
+        "speculative": lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **_QUIET, **drafts),
+        "plain": lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **_QUIET),
+    }
+    same_tokens("speculation", sides)
+    report = model.generate(
+        ids, max_new_tokens=chosen.new_tokens, return_dict_in_generate=True, **_QUIET, **drafts
+    ).speculation
+    model.bfloat16()
+    result = compare("speculation", sides, chosen.new_tokens, chosen, device)
+    result |= {"acceptance_rate": report.acceptance_rate, "tokens_per_step": chosen.new_tokens / report.steps}
+    return result
+
+
+def checking(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What a step of several tokens costs on layers of the given shape: what speculation pays for its drafts."""
+    model = models.build(argparse.Namespace(**{**vars(chosen), "only_ours": True}), device).ours
+    generator = torch.Generator().manual_seed(chosen.seed)
+    prompt = models.random_ids(1, chosen.context, chosen.vocab, generator).to(device)
+    cache = model.make_cache(1, chosen.context + 8)
+    model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    plan = model.decode_plan(chosen.context + 8, cache)
+    draft = models.random_ids(1, 8, chosen.vocab, generator).to(device)
+
+    def step(tokens: int) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = plan(draft[:, :tokens], chosen.context, None, cache)
+            cache.truncate(chosen.context)
+            return logits.argmax(-1)
+
+        return run
+
+    sides = {f"{tokens} tokens": step(tokens) for tokens in (1, 2, 4, 8)}
+    samples = measure(sides, device=device, repeats=max(chosen.repeats, 5))
+    one = samples["1 tokens"].median
+    return {
+        "part": "checking",
+        "tokens": 1,
+        "sides": {
+            name: sample.as_dict() | {"tokens_per_s": int(name.split()[0]) / sample.median}
+            for name, sample in samples.items()
+        },
+        "ratio": samples["8 tokens"].median / one,
+    }
+
+
+def soak(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Texts of 400 tokens one after the other, drawn; memory after each. The first tenth is warm-up."""
+    model, _, ids = _embedded(device)
+    each, resident = min(400, chosen.soak_tokens), []
+    texts = max(chosen.soak_tokens // each, 1)
+
+    def text() -> None:
+        # Drawn tokens have every length of prompt lookup's hits, so that no call is like the one before.
+        model.generate(ids[:, :64], max_new_tokens=each, do_sample=True, **_QUIET)
+        resident.append(_resident_bytes())
+
+    samples = measure({"soak": text}, device=device, repeats=texts)["soak"]
+    begin = resident[len(resident) // 10]
+    return {
+        "part": "soak",
+        "tokens": each,
+        "sides": {"soak": samples.as_dict() | {"tokens_per_s": each / samples.median}},
+        "ratio": max(resident[len(resident) // 10 :]) / begin,
+        "growth_bytes": resident[-1] - begin,
+        "soak_tokens": each * len(resident),
+    }
+
+
+def _embedded(device: torch.device) -> tuple[Any, Any, Tensor]:
+    folder = persimmon_ext.embedded_checkpoint()
+    ours = persimmon_ext.PersimmonForCausalLM.from_pretrained(folder, device=device)
+    theirs = transformers.PersimmonForCausalLM.from_pretrained(folder).to(device)
+    tokenizer = persimmon_ext.PersimmonTokenizer.from_pretrained(folder)
+    return ours, theirs, tokenizer(CODE, return_tensors="pt")["input_ids"].to(device)
+
+
+def _resident_bytes() -> int:
+    """Memory that the process holds now; its peak so far where the system doesn't tell."""
+    statistics = Path("/proc/self/statm")
+    if not statistics.exists():
+        return machine.peak_memory(torch.device("cpu"))
+    return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
+    "overhead": overhead,
+    "shape": shape,
+    "embedded": embedded,
+    "speculation": speculation,
+    "checking": checking,
+    "soak": soak,
+}
+_MEANING = {
+    "overhead": "of the kernels' speed",
+    "shape": "times transformers",
+    "embedded": "times transformers",
+    "speculation": "times plain decoding",
+    "checking": "times one token's step",
+    "soak": "of the memory after the warm-up",
+}
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The program; `arguments` as on the command line."""
+    chosen = parse(arguments)
+    device = options.prepare(chosen)
+    result = machine.stamp("generate") | {"machine": machine.facts(device), "options": vars(chosen), "ceilings": {}}
+    result["results"] = [PARTS[part](chosen, device) for part in chosen.parts]
+    show(result)
+    table.write_json(chosen.json, result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints everything that `run` found."""
+    print(table.heading(result), end="\n\n")
+    rows = []
+    for part in result["results"]:
+        for name, side in part["sides"].items():
+            rows.append(
+                {
+                    "part": part["part"],
+                    "side": name,
+                    "tokens/s": f"{side['tokens_per_s']:.2f}",
+                    "ms (p20–p80)": (
+                        f"{side['median_s'] * 1e3:.1f} ({side['p20_s'] * 1e3:.1f}–{side['p80_s'] * 1e3:.1f})"
+                    ),
+                    "": "",
+                }
+            )
+        rows[-1][""] = f"{part['ratio']:.3f} {_MEANING[part['part']]}"
+    print(table.text(rows))
+    for part in result["results"]:
+        if "acceptance_rate" in part:
+            print(f"\ndrafts accepted: {part['acceptance_rate']:.1%}; {part['tokens_per_step']:.2f} tokens a step")
+        if "growth_bytes" in part:
+            print(f"\nafter {part['soak_tokens']} tokens the memory has grown by {part['growth_bytes'] / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    options.main(run)

@@ -1,0 +1,160 @@
+"""What only a GPU does, on the CPU: looking at tokens a few steps late, and replaying captured steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from generation_cases import VOCAB, left_padded, model_pair, prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from persimmon_ext.decode_graphs import DecodeGraphs
+from persimmon_ext.generation import loop
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return model_pair()[1]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    interval=st.integers(2, 9),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    ends=st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=20),
+    most=st.integers(1, 20),
+    sampling=st.sampled_from([{}, {"do_sample": True, "temperature": 2.0, "seed": 3}]),
+    modulus=st.integers(5, 60),
+    seed=st.integers(0, 99),
+)
+def test_looking_late_changes_nothing(
+    *, model: Any, interval: int, lengths: list[int], ends: list[int], most: int, sampling: Any, modulus: int, seed: int
+) -> None:
+    def by_a_sum(ids: Tensor, scores: Any) -> Tensor:
+        return ids.sum(dim=1) % modulus == 0
+
+    ids, mask = left_padded(lengths, seed=seed)
+    options = {
+        **{"attention_mask": mask, "eos_token_id": ends, "pad_token_id": 0, "max_new_tokens": most, **sampling},
+        **{"stopping_criteria": [by_a_sum], "return_dict_in_generate": True, "output_scores": True},
+    }
+    expected = model.generate(ids, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "steps_between_looks", lambda device: interval)
+        result = model.generate(ids, **options)
+    assert torch.equal(result.sequences, expected.sequences)
+    assert len(result.scores) == len(expected.scores)
+    assert result.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+
+
+def test_nan_is_found_late_and_said_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_pair()[1]
+    third = int(model.generate(prompt(), max_new_tokens=3)[0, -1])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[third] = float("nan")
+    monkeypatch.setattr(loop, "steps_between_looks", lambda device: 8)
+    with pytest.raises(ValueError, match="logits of row 0 are NaN at token 9"):
+        model.generate(prompt(), max_new_tokens=30)
+
+
+class Replays:
+    """Stands in for graphs: runs the step again into the same memory, as a replay does."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def capture(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        self.captures += 1
+        result = step().clone()
+
+        def replay() -> None:
+            self.replays += 1
+            result.copy_(step())
+
+        return result, replay
+
+
+@pytest.fixture
+def graphed() -> tuple[Any, Replays]:
+    model, replays = model_pair()[1], Replays()
+    model.decode_graphs = DecodeGraphs(replays.capture)
+    model.lend_cache = lambda batch, slots, implementation: model.decode_graphs.take(model, batch, slots)
+    return model, replays
+
+
+def test_replayed_steps_give_the_same(model: Any, graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    for batch in (1, 3):
+        for seed, most in ((0, 10), (1, 30)):
+            ids = prompt(batch, 5, seed)
+            assert torch.equal(mine.generate(ids, max_new_tokens=most), model.generate(ids, max_new_tokens=most))
+    assert replays.captures == 2, "once a batch size, whatever the prompts and lengths"
+    assert replays.replays == 2 * (9 + 29)
+    ids, mask = left_padded([2, 7, 4])
+    options = {"attention_mask": mask, "max_new_tokens": 12, "pad_token_id": 0}
+    assert torch.equal(mine.generate(ids, **options), model.generate(ids, **options))
+    assert replays.captures == 2
+
+
+def test_a_returned_cache_is_not_used_again(model: Any, graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    first = mine.generate(prompt(), max_new_tokens=5, return_dict_in_generate=True)
+    content = first.past_key_values.layers[0].keys.clone()
+    mine.generate(prompt(1, 6, seed=8), max_new_tokens=5)
+    assert torch.equal(first.past_key_values.layers[0].keys, content)
+    assert replays.captures == 2
+    more = mine.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=4)
+    assert torch.equal(more, model.generate(prompt(), max_new_tokens=9))
+
+
+def test_other_weights_are_captured_anew(graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    mine.generate(prompt(), max_new_tokens=4)
+    mine.lm_head.weight = torch.nn.Parameter(-mine.lm_head.weight.detach())
+    plain = model_pair()[1]
+    plain.load_state_dict(mine.state_dict())
+    assert torch.equal(mine.generate(prompt(), max_new_tokens=4), plain.generate(prompt(), max_new_tokens=4))
+    assert replays.captures == 2
+    assert isinstance(copy.deepcopy(mine).decode_graphs, DecodeGraphs)
+
+
+def test_an_error_gives_the_cache_back(graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    expected = mine.generate(prompt(), max_new_tokens=6)
+
+    def fail(ids: Tensor, scores: Tensor) -> Tensor:
+        if ids.shape[1] > 8:
+            raise KeyboardInterrupt
+        return scores
+
+    with pytest.raises(KeyboardInterrupt):
+        mine.generate(prompt(), max_new_tokens=6, logits_processor=[fail])
+    assert torch.equal(mine.generate(prompt(), max_new_tokens=6), expected)
+    assert replays.captures == 1
+
+
+def test_where_capture_is_impossible(model: Any, graphed: tuple[Any, Replays], caplog: Any) -> None:
+    mine, _ = graphed
+
+    def refuse(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    mine.decode_graphs = DecodeGraphs(refuse)
+    for _ in range(2):
+        assert torch.equal(mine.generate(prompt(), max_new_tokens=6), model.generate(prompt(), max_new_tokens=6))
+    assert sum("can't be captured" in message for message in caplog.messages) == 1
+
+
+def test_beyond_the_positions_it_goes_on(graphed: tuple[Any, Replays]) -> None:
+    mine, _ = graphed
+    plain = model_pair()[1]
+    with pytest.warns(UserWarning, match="made for 128"):
+        result = mine.generate(prompt(), max_new_tokens=140)
+    with pytest.warns(UserWarning, match="made for 128"):
+        assert torch.equal(result, plain.generate(prompt(), max_new_tokens=140))
+    assert torch.equal(mine.generate(prompt(), max_new_tokens=9), plain.generate(prompt(), max_new_tokens=9))
