@@ -38,7 +38,7 @@ void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& w
   TORCH_CHECK_VALUE(p.K <= INT32_MAX, "the weight must have fewer than 2^31 hidden units, got ", p.K, ".");
   const at::Tensor rows = at::empty({p.K + kListPadding}, p.x.options().dtype(at::kInt));
   const int64_t count = list_rows(p, all_rows, rows.mutable_data_ptr<int32_t>());
-  const int64_t chunks = chunks_of(count), blocks = (p.N + kSumColumns - 1) / kSumColumns;
+  const int64_t chunks = chunks_of(count, p.M), blocks = (p.N + kSumColumns - 1) / kSumColumns;
   const at::Tensor partials = at::empty({chunks, blocks, p.M, kSumColumns}, p.x.options().dtype(at::kFloat));
   const SparseLinearParams params{
       .x = p.x.const_data_ptr(),
