@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import persimmon_ext
-from persimmon_ext.cli import chat, convert, generate, info, inspect
+from persimmon_ext.cli import chat, convert, generate, info, inspect, serve
 from persimmon_ext.cli.errors import UsageError
 
 PROGRAM = "persimmon-ext"
@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "convert": (convert, "turn the authors' release into a Hugging Face folder"),
     "inspect": (inspect, "look into a checkpoint without loading it"),
     "info": (info, "say what this installation has and uses"),
+    "serve": (serve, "serve a model over HTTP"),
 }
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

@@ -1,0 +1,41 @@
+"""Runs the application on a socket until a signal comes, and then finishes what runs."""
+
+from __future__ import annotations
+
+import socket
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from persimmon_ext.serving.engine import Engine
+
+_REPLY_SECONDS = 5  # what is cut off at the end of the grace still gets its reply
+
+
+class Server(uvicorn.Server):
+    """The first SIGINT or SIGTERM ends it after `grace` seconds at most; a second one, at once."""
+
+    def __init__(self, app: ASGIApp, engine: Engine, grace: float) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=int(grace) + _REPLY_SECONDS
+        )
+        super().__init__(config)
+        self._engine = engine
+        self._grace = grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuses new requests, waits for the others, and closes what is left then."""
+        self._engine.drain(self._grace)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called at a signal. Unlike uvicorn's, it doesn't raise the signal again in the end: that would be no error."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at `host` (a name or address) and `port`, 0 for a free one; OSError if it can't."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
