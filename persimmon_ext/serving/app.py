@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -135,8 +134,9 @@ async def _events(asked: OpenAIRequest, ticket: Ticket, replies: Replies) -> Asy
         yield to_json(chunk)
     try:
         async for index, piece in ticket.pieces():
-            if (chunk := replies.chunk(index, piece)) is not None:
-                yield to_json(chunk)
+            delta = replies.chunk(index, piece)
+            if delta is not None:
+                yield to_json(delta)
     except RequestError as error:  # too late for a status
         yield to_json(_openai_error(error))
         return
@@ -173,35 +173,41 @@ def make_app(service: Service, *, body_limit: int, origins: Sequence[str] = ()) 
         exception_handlers={RequestError: _refusal, HTTPException: _refusal, Exception: _failure},
         lifespan=lifespan,
     )
-    return functools.partial(_observed, app, service, frozenset(route.path for route in routes))
+    return Observed(app, service, frozenset(route.path for route in routes))
 
 
-async def _observed(
-    app: ASGIApp, service: Service, paths: frozenset[str], scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Counts and logs requests."""
-    if scope["type"] != "http":
-        return await app(scope, receive, send)
-    status, begin = _CLIENT_LEFT, time.monotonic()
+class Observed:
+    """An application whose requests are counted and logged."""
 
-    async def watch(message: Message) -> None:
-        nonlocal status
-        if message["type"] == "http.response.start":
-            status = message["status"]
-        await send(message)
+    def __init__(self, app: ASGIApp, service: Service, paths: Collection[str]) -> None:
+        self._app = app
+        self._requests = service.metrics.requests
+        self._paths = paths
 
-    try:
-        await app(scope, receive, watch)
-    except ClientLeftError:
-        status = _CLIENT_LEFT
-    finally:
-        path = scope["path"]
-        known = path if path in paths else "other"  # others are not told apart: clients could make any number of them
-        service.metrics.requests.add(1, known, str(status))
-        if not scope.get("state", {}).get("no_log"):
-            client = (scope.get("client") or ("-",))[0]
-            _log.info("%s %s %s %d %.3f s", client, scope["method"], path, status, time.monotonic() - begin)
-    return None
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application. A client that leaves is no error here."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status, begin = _CLIENT_LEFT, time.monotonic()
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except ClientLeftError:
+            status = _CLIENT_LEFT
+        finally:
+            path = scope["path"]
+            known = path if path in self._paths else "other"  # clients could make any number of others
+            self._requests.add(1, known, str(status))
+            if not scope.get("state", {}).get("no_log"):
+                client = (scope.get("client") or ("-",))[0]
+                _log.info("%s %s %s %d %.3f s", client, scope["method"], path, status, time.monotonic() - begin)
+        return None
 
 
 async def _refusal(request: Request, error: Exception) -> Response:

@@ -8,16 +8,20 @@ Dims: B batch, H heads, S cached length, T tokens of a prompt, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from persimmon_ext.cache import Cache, DynamicCache
+from persimmon_ext.generation.config import GenerationConfig
 from persimmon_ext.serving.row import Row, Top
 from persimmon_ext.serving.sampling import RowSampler
 from persimmon_ext.serving.scoring import score_prompt
+
+# What a checkpoint's generation_config.json says is for callers of `generate`; here, each row has its own settings.
+_UNSET: dict[str, Any] = dict.fromkeys(field.name for field in fields(GenerationConfig))
 
 
 @dataclass
@@ -75,12 +79,9 @@ class Batch:
             ids,
             attention_mask=mask,
             past_key_values=part.cache,
-            max_new_tokens=most,
-            do_sample=False,  # the sampler leaves only the token that it chose
-            eos_token_id=[],
-            pad_token_id=0,
             logits_processor=[stretch.sampler],
             stopping_criteria=[stretch],
+            **_UNSET | {"max_new_tokens": most, "do_sample": False},
         )
         self.steps += stretch.steps
 

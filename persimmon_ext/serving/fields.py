@@ -21,8 +21,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """`value` as JSON, cut to a length that fits in a sentence."""
-    text = json.dumps(value, ensure_ascii=False)
+    """`value` as JSON, cut to a length that fits in a sentence; halves of characters are escaped."""
+    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"
 
 

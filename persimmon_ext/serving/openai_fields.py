@@ -16,6 +16,8 @@ from persimmon_ext.serving.row import Order, Sampling
 from persimmon_ext.serving.service import MOST_TEXTS, Service
 
 _DEFAULT_COMPLETION_TOKENS = 16
+#: OpenAI's default is the rest of the context, for which room in the cache would have to be kept.
+_DEFAULT_CHAT_TOKENS = 1024
 _MOST_STOPS = 4
 #: In the authors' format, the user's next turn begins so: the model's answer has ended, even without an end token.
 _NEXT_TURN = "\n\nhuman:"
@@ -97,7 +99,7 @@ def read_chat(service: Service, body: dict[str, Any]) -> OpenAIRequest:
     fields.finish()
     order = Order(
         prompt=tuple(prompt),
-        max_new_tokens=service.new_tokens(len(prompt), tokens[asked_by], None, asked_by),
+        max_new_tokens=service.new_tokens(len(prompt), tokens[asked_by], _DEFAULT_CHAT_TOKENS, asked_by),
         sampling=common.sampling,
         ends=service.ends,
         stops=stops,
@@ -219,8 +221,10 @@ def _message(index: int, message: Any) -> dict[str, str]:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         refuse(f"{name}.content", "a text", content)
-    role = "system" if message.get("role") == "developer" else message.get("role")
-    return {"role": role, "content": content}
+    role = message.get("role")
+    if not isinstance(role, str):
+        refuse(f"{name}.role", "a text", role)
+    return {"role": "system" if role == "developer" else role, "content": content}
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called at a signal. Unlike uvicorn's, it doesn't raise the signal again in the end: that would be no error."""
+        """Called at a signal, which is not raised again in the end: an end that was asked for is no error."""
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -36,9 +36,10 @@ class Service:
         self.vocab_size = int(model.config.vocab_size)
         self.positions = int(model.config.max_position_embeddings)
         self.context = min(self.positions, limits.slots)
-        configured = model.config.eos_token_id
-        ends = [*configured] if isinstance(configured, (list, tuple)) else [configured]
-        ends += [tokenizer.eos_token_id, tokenizer.special_tokens.find(_END_OF_TEXT)]
+        ends = [tokenizer.eos_token_id, tokenizer.special_tokens.find(_END_OF_TEXT)]
+        for config in (model.config, getattr(model, "generation_config", None)):
+            configured = getattr(config, "eos_token_id", None)
+            ends += configured if isinstance(configured, (list, tuple)) else [configured]
         self.ends = frozenset(end for end in ends if end is not None)
 
     def encode(self, text: str, param: str, *, special: bool = True) -> list[int]:
@@ -63,7 +64,7 @@ class Service:
         if len(ids) > self.context:
             raise self._too_long(f"{param} has {len(ids)} tokens", param)
 
-    def new_tokens(self, prompt: int, asked: int | None, default: int | None, param: str) -> int:
+    def new_tokens(self, prompt: int, asked: int | None, default: int, param: str) -> int:
         """Tokens to make after `prompt` ones: those asked for, else `default`, but no more than there is room for.
 
         Raises RequestError if so many were `asked` for that they have no room, or if there is room for none.
@@ -77,7 +78,7 @@ class Service:
             raise self._too_long(f"The prompt has {prompt} tokens, which leaves room for none", param)
         if asked is not None:
             return asked
-        return room if default is None else min(default, room)
+        return min(default, room)
 
     def seed(self, asked: int | None) -> int:
         """The seed asked for, or a new one."""
