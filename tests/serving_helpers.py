@@ -24,7 +24,7 @@ BODY_LIMIT = 200_000
 
 @cache
 def embedded() -> tuple[PersimmonForCausalLM, PersimmonTokenizer]:
-    """The embedded model in float32, in which a near tie is never decided by the rest of the batch, and its tokenizer."""
+    """The embedded model in float32, where the rest of the batch decides no near tie, and its tokenizer."""
     folder = embedded_checkpoint()
     model = PersimmonForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model, PersimmonTokenizer.from_pretrained(folder)
@@ -35,10 +35,8 @@ def alone(prompt: str, max_new_tokens: int, special: bool = True, **settings: ob
     model, tokenizer = embedded()
     ids = tokenizer(prompt, add_special_tokens=special)["input_ids"]
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("|ENDOFTEXT|")]
-    result = model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, eos_token_id=ends, **settings)[
-        0
-    ].tolist()
-    new = [token for token in result[len(ids) :] if token not in ends]
+    result = model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, eos_token_id=ends, **settings)
+    new = [token for token in result[0, len(ids) :].tolist() if token not in ends]
     whole, before = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (ids + new, ids))
     return whole[len(before) :], new
 

@@ -28,9 +28,10 @@ def metric(server: Running, name: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize(
-    "limits", [Limits(batch=64, slots=64 * 512), Limits(batch=5, slots=700)], ids=["wide", "narrow"]
-)
+WIDE, NARROW = Limits(batch=64, slots=64 * 512), Limits(batch=5, slots=700)
+
+
+@pytest.mark.parametrize("limits", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_64_clients_get_what_generate_makes_for_each(limits: Limits):
     rng = random.Random(0)
     opening = ["def read(path):", "import os\n", "class Stack:\n    def push(self, x):\n", "for i in range(3):\n    "]

@@ -1,0 +1,189 @@
+"""Rows, stop strings, the engine's order, caches that are joined, and the formats of metrics and fields."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving_helpers import alone, embedded, wait_for
+
+from persimmon_ext import DynamicCache
+from persimmon_ext.serving.batch import join_caches
+from persimmon_ext.serving.engine import Engine, Limits
+from persimmon_ext.serving.errors import RequestError
+from persimmon_ext.serving.memory import free_memory, slot_bytes, slots_that_fit
+from persimmon_ext.serving.metrics import Counter, Histogram, Metrics
+from persimmon_ext.serving.row import Order, Piece, Row
+from persimmon_ext.serving.scoring import score_prompt
+from persimmon_ext.serving.stop_text import StopText
+
+
+def row(order: Order) -> tuple[Row, list[Piece]]:
+    pieces: list[Piece] = []
+    return Row(order, embedded()[1], pieces.append), pieces
+
+
+def order(prompt: str = "x = ", tokens: int = 50, **changes: object) -> Order:
+    return Order(tuple(embedded()[1](prompt)["input_ids"]), tokens, **changes)
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+@settings(max_examples=200, deadline=None)
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(text: str, stops: list[str], data: st.DataObject):
+    stop, shown, rest = StopText(stops), "", text
+    while rest and not stop.matched:
+        size = data.draw(st.integers(1, len(rest)))
+        shown += stop.put(rest[:size])
+        rest = rest[size:]
+        assert text.startswith(shown)
+    shown += stop.finish()
+    # Found as the text comes: of all that occur, those that end first; of these, the one that begins first.
+    seen = text[: len(text) - len(rest)]
+    places = [seen.find(one) for one in stops if one in seen]
+    assert stop.matched == any(one in text for one in stops)
+    assert shown == (seen[: min(places)] if places else text)
+
+
+def test_a_row_streams_whole_characters_only():
+    tokenizer = embedded()[1]
+    text = "é日🙂!"
+    ids = tokenizer.vocabulary.encode(text)
+    assert len(ids) > len(text), "some character is to be made of several tokens"
+    streamed, pieces = row(order(tokens=len(ids), streams=True))
+    for token in ids:
+        streamed.take(token)
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(len(piece.text) == len(piece.text.encode().decode()) and "\ufffd" not in piece.text for piece in pieces)
+    assert pieces[-1].finish_reason == "length"
+
+
+def test_a_character_that_stays_incomplete_is_a_replacement():
+    tokenizer = embedded()[1]
+    (first,) = tokenizer.convert_tokens_to_ids(["<0xF0>"])
+    held, pieces = row(order(tokens=2, streams=True))
+    held.take(first)
+    assert pieces == []
+    held.take(first)
+    assert pieces == [Piece("\ufffd\ufffd", (), "length")]
+
+
+def test_a_character_begun_in_the_prompt_is_completed():
+    tokenizer = embedded()[1]
+    first, second = tokenizer.convert_tokens_to_ids(["<0xC3>", "<0xA9>"])
+    begun, pieces = row(Order((1, first), 1))
+    begun.take(second)
+    assert pieces == [Piece("é", (), "length")]
+
+
+def test_an_end_token_is_no_text_and_frees_what_was_held_back():
+    ended, pieces = row(order(ends=frozenset([2]), stops=("\n\n",)))
+    for token in [*embedded()[1].vocabulary.encode("y\n"), 2]:
+        ended.take(token)
+    assert pieces == [Piece("y\n", (), "stop")]
+    assert ended.ended
+
+
+def test_nothing_is_delivered_after_the_client_left():
+    left, pieces = row(order(tokens=2, streams=True))
+    left.cancelled = True
+    left.take(5)
+    left.take(5)
+    left.fail(RequestError("late"))
+    assert pieces == []
+
+
+def test_caches_join_at_their_ends():
+    caches = []
+    for index, (batch, length) in enumerate([(3, 4), (1, 7)]):
+        cache = DynamicCache()
+        keys = torch.arange(batch * length, dtype=torch.float32).view(batch, 1, length, 1) + 100 * index + 1
+        for layer in range(2):
+            cache.update(keys * 10**layer, -keys, layer)
+        caches.append((cache, keys))
+    joined = join_caches([cache for cache, _ in caches], [[2, 0], [0]], 5)
+    expected = torch.zeros(3, 1, 5, 1)
+    expected[:2, :, 1:] = caches[0][1][[2, 0]]
+    expected[2:] = caches[1][1][:, :, 2:]
+    for layer in range(2):
+        assert torch.equal(joined.layers[layer].keys, expected * 10**layer)
+        assert torch.equal(joined.layers[layer].values, -expected)
+    assert joined.get_seq_length() == 5
+    assert all(layer.capacity == 0 for cache, _ in caches for layer in cache.layers), "the old ones are freed"
+
+
+def test_prompts_of_several_steps_are_scored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("persimmon_ext.serving.scoring._STEP_TOKENS", 7)
+    model = embedded()[0]
+    ids = tuple(range(3, 25))
+    cache = DynamicCache(model.config)
+    scores = score_prompt(model, ids, 2, cache)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    exact = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor([value for value, _ in scores]), exact, atol=1e-4, rtol=0)
+    assert [[token for token, _ in top] for _, top in scores] == logprobs[:-1].topk(2).indices.tolist()
+    assert cache.get_seq_length() == len(ids) - 1
+
+
+def test_rows_run_in_the_order_in_which_they_came_as_far_as_the_cache_holds():
+    model, tokenizer = embedded()
+    ended: list[int] = []
+    orders = [order("import os\n" * 8, 30), order(tokens=20), order(tokens=5)]
+    # The first two don't fit together: each row of a cache has as many slots as the longest.
+    limits = Limits(batch=8, slots=2 * orders[0].slots - 1)
+    engine = Engine(model, limits, Metrics())
+    rows = [Row(one, tokenizer, lambda piece, index=index: ended.append(index)) for index, one in enumerate(orders)]
+    engine.start()
+    engine.submit(rows)
+    wait_for(lambda: len(ended) == 3)
+    engine.drain(1)
+    assert engine.join(5)
+    assert ended == [0, 2, 1]
+    assert [made.text for made in rows] == [
+        alone(one, n)[0] for one, n in [("import os\n" * 8, 30), ("x = ", 20), ("x = ", 5)]
+    ]
+
+
+def test_a_drained_engine_takes_nothing_and_gives_up_in_time():
+    model, tokenizer = embedded()
+    engine = Engine(model, Limits(), Metrics())
+    pieces: list[Piece] = []
+    engine.start()
+    engine.submit([Row(order(tokens=400), tokenizer, pieces.append)])
+    engine.drain(0.1)
+    begin = time.monotonic()
+    assert engine.join(5)
+    assert time.monotonic() - begin < 3
+    assert pieces[-1].error is not None
+    assert pieces[-1].error.status == 503
+    with pytest.raises(RequestError, match="shutting down"):
+        engine.submit([row(order())[0]])
+
+
+def test_memory_in_tokens():
+    model = embedded()[0]
+    assert slot_bytes(model) == 2 * 4 * 256 * 4
+    assert 0 < slots_that_fit(model) * slot_bytes(model) <= free_memory(model.device)
+
+
+def test_metrics_are_prometheus_text():
+    counter = Counter("asked_total", "Questions.", ("who",))
+    counter.add(2, 'a "b"\n')
+    assert counter.lines() == [
+        "# HELP asked_total Questions.",
+        "# TYPE asked_total counter",
+        'asked_total{who="a \\"b\\"\\n"} 2',
+    ]
+    histogram = Histogram("wait_seconds", "Waiting.", bounds=(1, 2))
+    for value in (0.5, 1, 1.5, 9):
+        histogram.observe(value)
+    assert histogram.lines()[2:] == [
+        'wait_seconds_bucket{le="1"} 2',
+        'wait_seconds_bucket{le="2"} 3',
+        'wait_seconds_bucket{le="+Inf"} 4',
+        "wait_seconds_sum 12",
+        "wait_seconds_count 4",
+    ]
