@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from serving_helpers import alone, embedded, wait_for
 
 from persimmon_ext import DynamicCache
+from persimmon_ext.serving import memory
 from persimmon_ext.serving.batch import join_caches
 from persimmon_ext.serving.engine import Engine, Limits
 from persimmon_ext.serving.errors import RequestError
-from persimmon_ext.serving.memory import free_memory, slot_bytes, slots_that_fit
 from persimmon_ext.serving.metrics import Counter, Histogram, Metrics
 from persimmon_ext.serving.row import Order, Piece, Row
 from persimmon_ext.serving.scoring import score_prompt
@@ -163,10 +163,12 @@ def test_a_drained_engine_takes_nothing_and_gives_up_in_time():
         engine.submit([row(order())[0]])
 
 
-def test_memory_in_tokens():
-    model = embedded()[0]
-    assert slot_bytes(model) == 2 * 4 * 256 * 4
-    assert 0 < slots_that_fit(model) * slot_bytes(model) <= free_memory(model.device)
+def test_the_cache_takes_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
+    assert memory.slots_that_fit(embedded()[0]) == 5 * 10**8 // (2 * 4 * 256 * 4)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    with pytest.raises(RuntimeError, match="pass --cache-tokens"):
+        memory.slots_that_fit(embedded()[0])
 
 
 def test_metrics_are_prometheus_text():

@@ -5,36 +5,24 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
-import torch
-
-from persimmon_ext.assets import embedded_checkpoint
-from persimmon_ext.cli import values
-from persimmon_ext.heads import PersimmonForCausalLM
-from persimmon_ext.quantization import FORMATS
+from persimmon_ext.cli import models, values
 from persimmon_ext.serving import memory
 from persimmon_ext.serving.engine import Limits
 from persimmon_ext.serving.service import Service
-from persimmon_ext.tokenizer import PersimmonTokenizer
 
 _EMBEDDED_NAME = "persimmon-embedded"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to `parser`."""
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a checkpoint; the embedded one by default")
+    models.add_model_arguments(parser)
     parser.add_argument("--name", metavar="NAME", help="the model's name for clients; default: that of its folder")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 for all; default: 127.0.0.1")
-    parser.add_argument(
-        "--port", type=values.integer(0), default=5000, metavar="N", help="0: a free one; default: 5000"
-    )
-    parser.add_argument(
-        "--max-batch", type=values.integer(1), default=32, metavar="N", help="texts at a time; default: 32"
-    )
-    parser.add_argument(
-        "--max-queue", type=values.integer(1), default=256, metavar="N", help="texts waiting; default: 256"
-    )
+    parser.add_argument("--port", type=values.integer(0), default=5000, metavar="N", help="0: any; default: 5000")
+    for name, default, meaning in (("batch", 32, "texts at a time"), ("queue", 256, "texts that wait")):
+        text = f"{meaning}; default: {default}"
+        parser.add_argument(f"--max-{name}", type=values.integer(1), default=default, metavar="N", help=text)
     parser.add_argument(
         "--cache-tokens",
         type=values.integer(2),
@@ -58,16 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="pages of this origin may call from a browser; * for all",
     )
-    parser.add_argument(
-        "--dtype", type=values.dtype, metavar="NAME", help="such as bfloat16; default: the checkpoint's"
-    )
-    parser.add_argument(
-        "--quantization", choices=tuple(FORMATS), help="quantise the weights while loading; default: as they are"
-    )
-    parser.add_argument(
-        "--device", type=values.device, metavar="NAME", help="default: cuda if there is a GPU, else cpu"
-    )
-    parser.add_argument("--threads", type=values.integer(1), metavar="N", help="CPU threads")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -96,16 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def load_service(arguments: argparse.Namespace) -> Service:
     """Loads the model that the arguments name. Raises what loading raises."""
-    device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"There is no GPU that torch {torch.__version__} can use; leave out --device {device}.")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    folder = arguments.model or embedded_checkpoint()
-    tokenizer = PersimmonTokenizer.from_pretrained(folder)
-    model = PersimmonForCausalLM.from_pretrained(
-        folder, dtype=arguments.dtype, device=device, quantization=arguments.quantization
-    )
+    model, tokenizer = models.load(arguments)
     name = arguments.name or (_EMBEDDED_NAME if arguments.model is None else arguments.model.resolve().name)
     slots = arguments.cache_tokens or memory.slots_that_fit(model)
     return Service(model, tokenizer, name, Limits(arguments.max_batch, arguments.max_queue, slots))

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from persimmon_ext.serving.engine import Engine
 
+_BACKLOG = 2048
 _REPLY_SECONDS = 5  # what is cut off at the end of the grace still gets its reply
 
 
@@ -37,5 +38,17 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at `host` (a name or address) and `port`, 0 for a free one; OSError if it can't."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+    )[0]
+    # Not socket.create_server, whose sockets don't name their protocol: asyncio then leaves Nagle's algorithm on, and
+    # a reply's body waits 40 ms for the client's acknowledgement of its head.
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
