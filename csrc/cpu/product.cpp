@@ -7,6 +7,7 @@
 #include "binding.h"
 #include "linear.h"
 #include "product_type.h"
+#include "sparse_rule.h"
 
 namespace persimmon::cpu {
 namespace {
