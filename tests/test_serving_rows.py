@@ -86,6 +86,19 @@ def test_an_end_token_is_no_text_and_frees_what_was_held_back():
     assert ended.ended
 
 
+def test_log_probabilities_are_of_the_tokens_before_the_stop_string():
+    tokens = embedded()[1].vocabulary.encode("x = (1)\n\ny")
+    scored, pieces = row(order(stops=("\n\n",), top=0, streams=True))
+    for token in tokens:
+        if not scored.ended:
+            scored.take(token, -1.0)
+    assert scored.text == "x = (1)"
+    told = [entry for piece in pieces for entry in piece.scored]
+    assert told == scored.scored
+    assert embedded()[1].decode([entry.token for entry in told]).rstrip("\n") == "x = (1)"
+    assert all(scored.text[entry.offset :] for entry in told)
+
+
 def test_nothing_is_delivered_after_the_client_left():
     left, pieces = row(order(tokens=2, streams=True))
     left.cancelled = True

@@ -45,30 +45,30 @@ class Batch:
         """Runs the prompts of `rows` together, which gives each its first token."""
         part = Part(list(rows), DynamicCache(self._model.config))
         self._run(part, 1, lambda: False)
-        self._parts.append(part)
+        self._keep(part)
 
     def add_scored(self, row: Row) -> None:
         """Runs the prompt of a row that asks for its log-probabilities; its first token comes with `decode`."""
         part = Part([row], DynamicCache(self._model.config))
         row.take_prompt_scores(score_prompt(self._model, row.order.prompt, row.order.top or 0, part.cache))
-        if row.ended:
-            return
         if part.cache.get_seq_length():
-            self._parts.append(part)
-        else:  # the prompt is one token
+            self._keep(part)
+        elif not row.ended:  # the prompt is one token, which has no score
             self.add([row])
 
     def decode(self, pause: Callable[[], bool]) -> None:
         """Makes tokens for all rows until all or half of them have ended, or `pause` says so."""
         part = self._joined()
-        self._parts = [part] if part.rows else []
+        self._parts = []
         if part.rows:
             longest = max(row.order.max_new_tokens - len(row.tokens) for row in part.rows)
             self._run(part, longest, pause)
+            self._keep(part)
 
-    def clear(self) -> None:
-        """Forgets all rows."""
-        self._parts = []
+    def _keep(self, part: Part) -> None:
+        """Keeps a part for the next stretch, unless all of its rows have ended: nothing holds their cache then."""
+        if not all(row.ended for row in part.rows):
+            self._parts.append(part)
 
     def _run(self, part: Part, most: int, pause: Callable[[], bool]) -> None:
         stretch = Stretch(part.rows, self._model.config.vocab_size, self._model.device, pause)

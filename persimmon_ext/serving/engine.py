@@ -108,8 +108,7 @@ class Engine:
                 self._fail_all(RequestError("The server was shut down before the text was complete.", status=503))
             for group in _similar(self._admit()):
                 self._attempt(group, functools.partial(self._add, group))
-            if not self._attempt(self._running, functools.partial(self._batch.decode, self._should_pause)):
-                self._batch.clear()
+            self._attempt(self._running, functools.partial(self._batch.decode, self._should_pause))
             self._account()
 
     def _has_work(self) -> bool:
@@ -150,8 +149,8 @@ class Engine:
             self._batch.add(group)
         self._metrics.prompt_tokens.add(sum(len(row.order.prompt) for row in group))
 
-    def _attempt(self, rows: Sequence[Row], work: Callable[[], None]) -> bool:
-        """Does the work; if that fails, so do the rows, and False is returned. The thread outlives any failure."""
+    def _attempt(self, rows: Sequence[Row], work: Callable[[], None]) -> None:
+        """Does the work; if that fails, so do the rows. The thread outlives any failure."""
         try:
             work()
         except Exception as error:
@@ -161,8 +160,6 @@ class Engine:
             failure = RequestError(cause.rstrip(".") + ".", status=503 if out_of_memory else 500)
             for row in rows:
                 row.fail(failure)
-            return False
-        return True
 
     def _fail_all(self, error: RequestError) -> None:
         with self._changed:

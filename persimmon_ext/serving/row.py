@@ -129,6 +129,7 @@ class Row:
             list(itertools.accumulate(map(len, pieces[:-1]), initial=0)) if order.scores_prompt else []
         )
         self._stop = StopText(order.stops)
+        self._decoded = 0  # characters, those included that are held back as a beginning of a stop string
         self._told, self._told_scored = 0, 0
 
     @property
@@ -148,16 +149,20 @@ class Row:
             self.first_token_seconds = time.monotonic() - self._begun
         self.tokens.append(token)
         if self.order.top is not None:
-            self.scored.append(Scored(token, logprob, top, len(self.text)))
+            self.scored.append(Scored(token, logprob, top, self._decoded))
         if token in self.order.ends:
             return self._end("stop")
-        self.text += self._stop.put(self._decoder.put(token))
+        text = self._decoder.put(token)
+        self._decoded += len(text)
+        self.text += self._stop.put(text)
         if self._stop.matched:
             return self._end("stop")
         if len(self.tokens) >= self.order.max_new_tokens:
             return self._end("length")
         if self.order.streams and self._told < len(self.text):
-            self._tell(Piece(self._new_text(), self._new_scored()))
+            # A token whose text is held back may turn out to be a part of a stop string.
+            certain = sum(entry.offset < len(self.text) for entry in self.scored)
+            self._tell(Piece(self._new_text(), self._new_scored(certain)))
         return None
 
     def take_prompt_scores(self, scores: Sequence[tuple[float, Top]]) -> None:
@@ -182,10 +187,11 @@ class Row:
             self.text += self._stop.put(self._decoder.finish())
         if self._stop.matched:  # also by the characters that ended only now
             reason = "stop"
+            self.scored = [entry for entry in self.scored if entry.offset < len(self.text)]
         self.text += self._stop.finish()
         self.finish_reason = reason
         self._close()
-        self._tell(Piece(self._new_text(), self._new_scored(), reason))
+        self._tell(Piece(self._new_text(), self._new_scored(len(self.scored)), reason))
 
     def _close(self) -> None:
         self.ended, self.seconds = True, time.monotonic() - self._begun
@@ -194,8 +200,8 @@ class Row:
         text, self._told = self.text[self._told :], len(self.text)
         return text
 
-    def _new_scored(self) -> tuple[Scored, ...]:
-        scored, self._told_scored = tuple(self.scored[self._told_scored :]), len(self.scored)
+    def _new_scored(self, end: int) -> tuple[Scored, ...]:
+        scored, self._told_scored = tuple(self.scored[self._told_scored : end]), end
         return scored
 
     def _tell(self, piece: Piece) -> None:
