@@ -21,8 +21,11 @@ if _C.torch_version.split("+")[0] != torch.__version__.split("+")[0]:
 from persimmon_ext import ops
 from persimmon_ext.assets import embedded_checkpoint
 from persimmon_ext.cache import DynamicCache, StaticCache
+from persimmon_ext.cache_int8 import Int8Cache
 from persimmon_ext.checkpoints import CheckpointError
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.conversation import Conversation
+from persimmon_ext.generation import GenerationConfig, plan_memory
 from persimmon_ext.heads import (
     PersimmonForCausalLM,
     PersimmonForSequenceClassification,
@@ -37,7 +40,10 @@ __version__: str = _C.version
 
 __all__ = [
     "CheckpointError",
+    "Conversation",
     "DynamicCache",
+    "GenerationConfig",
+    "Int8Cache",
     "PersimmonConfig",
     "PersimmonForCausalLM",
     "PersimmonForSequenceClassification",
@@ -50,4 +56,5 @@ __all__ = [
     "__version__",
     "embedded_checkpoint",
     "ops",
+    "plan_memory",
 ]
