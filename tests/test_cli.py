@@ -52,6 +52,31 @@ def test_the_seed_it_tells_reproduces_the_text(generate: Any) -> None:
     assert generate(PROMPT, "--seed", err.split("--seed ")[1].strip())[1] == out
 
 
+def test_stop_ends_after_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", PROMPT, "--greedy", "--json", "--max-new-tokens", "24"]
+
+    def run(*more: str) -> dict[str, Any]:
+        assert cli.main([*command, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    whole = run()
+    stop = whole["text"][10:12]
+    cut = run("--stop", stop, "--stop", "never said")
+    assert stop in cut["text"]
+    assert cut["new_tokens"] < 24
+    assert whole["tokens"][: cut["new_tokens"]] == cut["tokens"]
+
+
+@pytest.mark.parametrize("options", [("--prompt-lookup", "5"), ("--cache", "dynamic"), ("--cache", "int8")])
+def test_options_of_speed_and_memory(generate: Any, options: tuple[str, str]) -> None:
+    command = (PROMPT, "--seed", "3", "--json")
+    result = json.loads(generate(*command, *options)[1])
+    if "int8" in options:
+        assert result["new_tokens"] == 4
+    else:
+        assert result["tokens"] == json.loads(generate(*command)[1])["tokens"]
+
+
 def test_json_is_one_object(generate: Any, checkpoint: Path) -> None:
     status, out, _ = generate(PROMPT, "--seed", "3", "--json")
     report = json.loads(out)
