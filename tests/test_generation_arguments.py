@@ -140,6 +140,13 @@ def test_a_criterion_may_answer_for_all_rows(models: tuple[Any, Any]) -> None:
     assert result.shape[1] == LENGTH + 2
 
 
+def test_inputs_is_input_ids(models: tuple[Any, Any]) -> None:
+    expected, result = (model.generate(inputs=prompt(), max_new_tokens=5, do_sample=False) for model in models)
+    assert torch.equal(result, expected)
+    with pytest.raises(ValueError, match="inputs and input_ids are the same argument"):
+        models[1].generate(prompt(), inputs=prompt(), max_new_tokens=5)
+
+
 def test_max_time(models: tuple[Any, Any]) -> None:
     result = models[1].generate(prompt(), max_new_tokens=2000, max_time=1e-6)
     assert result.shape[1] == LENGTH + 1

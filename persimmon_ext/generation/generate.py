@@ -28,6 +28,7 @@ def generate(
     model: Any,
     input_ids: Tensor | None = None,
     *,
+    inputs: Tensor | None = None,
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     generation_config: Any = None,
@@ -43,6 +44,7 @@ def generate(
     Args:
         model: a causal language model with a ``config``; its training mode is left as it is.
         input_ids: integers [B, T], left-padded. None starts from ``bos_token_id``.
+        inputs: another name of `input_ids`, as in transformers.
         attention_mask: [B, T], 1 for a token and 0 for padding at the left. None: tokens equal to ``pad_token_id`` are
             padding, unless it also ends sequences.
         past_key_values: a cache to continue from and to extend. `input_ids` is then the whole sequence, or the new
@@ -61,6 +63,10 @@ def generate(
     Raises: TypeError for a value of the wrong kind or an unknown argument; ValueError for one outside its
         range, or if the model's logits become NaN; MemoryError for a cache that doesn't fit.
     """
+    if inputs is not None:
+        if input_ids is not None:
+            raise ValueError("inputs and input_ids are the same argument; pass one of them.")
+        input_ids = inputs
     config = combine(model, generation_config, settings)
     request = prepare_request(
         model.config.vocab_size,
