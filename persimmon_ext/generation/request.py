@@ -99,7 +99,7 @@ class Request:
         _check_room(cache, prompt.earlier + self.lengths.longest - 1)  # the last token is never fed back
         seed = self.config.seed
         number = rows if self.beams.number > 1 else rows * self.copies
-        if isinstance(seed, Sequence) or self.distribution.sample or seed is not None:
+        if self.distribution.sample or seed is not None:
             self.seeds = row_seeds(seed, number)
 
     def task(self, runner: Runner, prompt: Prompt) -> Task:
