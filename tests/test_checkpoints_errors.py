@@ -25,6 +25,11 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match=r"There is no checkpoint folder '.*nowhere'\.$"):
             load(tmp_path / "nowhere")
 
+    @pytest.mark.parametrize("path", ["./nowhere", "../nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
+    def test_paths_are_no_names_on_the_hub(self, path: str) -> None:
+        with pytest.raises(FileNotFoundError, match=r"There is no checkpoint folder '.*'\.$"):
+            load(path)
+
     def test_file(self, folder: Path) -> None:
         with pytest.raises(NotADirectoryError, match=r"but .*model\.safetensors is a file"):
             load(folder / WEIGHTS)

@@ -12,7 +12,7 @@ from persimmon_ext.checkpoints.folder import CONFIG_NAME, QUANTIZED_NAMES, WEIGH
 from persimmon_ext.tokenizer_files import CHAT_TEMPLATE_FILE, MODEL_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_JSON_FILE
 from persimmon_ext.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # not ./folder, nor ../folder
 _BESIDE_WEIGHTS = (
     "generation_config.json",
     MODEL_FILE,
