@@ -43,7 +43,7 @@ summarise() {
   c++filt | awk -v arch="$1" '
     /Compiling entry function/ {
       name = $0; sub(/^[^\047]*\047/, "", name); sub(/\047 for \047.*/, "", name)
-      gsub(/\(anonymous namespace\)::|persimmon::cuda::|simt::|^void /, "", name); sub(/\(.*/, "", name)
+      gsub(/\(anonymous namespace\)::|[a-z_]+::|^void /, "", name); sub(/\(.*/, "", name)
     }
     /bytes stack frame/ { stack = $1; spill = $5 + $9 }
     /Used [0-9]+ registers/ {

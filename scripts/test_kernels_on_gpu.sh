@@ -23,28 +23,33 @@ else
   run=1
 fi
 
-# The programs: a line "NAME SOURCE..." each. Those of Hopper's instructions need its architecture.
+# The tests, a line "NAME SOURCE" each; those of Hopper's instructions need its architecture.
 for part in async hopper; do
   [ "$part" = hopper ] && [ "$architecture" != 90a ] && continue
   echo "emulator_$part tests/cuda_kernels/emulator_${part}_test.cpp"
-done >"$work/programs"
+done >"$work/tests"
 for kernel in csrc/cuda/*.cu; do
   op=$(basename "$kernel" .cu)
+  echo "kernel_$op $kernel" >>"$work/kernels"
   case $op in *_hopper) [ "$architecture" = 90a ] || continue ;; esac
-  echo "$op tests/cuda_kernels/${op}_test.cpp $kernel"
-done >>"$work/programs"
+  echo "$op tests/cuda_kernels/${op}_test.cpp" >>"$work/tests"
+done
 
+# compile LIST: every source of it to $work/NAME.o.
 export nvcc architecture work
-if ! xargs -L 1 -P "${MAX_JOBS:-$(nproc)}" sh -c '
-  program=$work/$1
-  shift
-  "$nvcc" -std=c++20 -O2 -x cu -Icsrc -Itests/cuda_kernels "-gencode=arch=compute_$architecture,code=sm_$architecture" \
-    "$@" -o "$program"' compile <"$work/programs"; then
-  echo "test_kernels_on_gpu: a test does not compile" >&2
+compile() {
+  xargs -L 1 -P "${MAX_JOBS:-$(nproc)}" sh -c '"$nvcc" -std=c++20 -O2 -x cu -c -Icsrc -Itests/cuda_kernels \
+    "-gencode=arch=compute_$architecture,code=sm_$architecture" "$2" -o "$work/$1.o"' compile <"$1"
+}
+compile "$work/kernels" && compile "$work/tests" || {
+  echo "test_kernels_on_gpu: a kernel or a test does not compile" >&2
   exit 1
-fi
+}
+ar rcs "$work/libkernels.a" "$work"/kernel_*.o  # a launcher may start another file's kernel
+while read -r name _; do "$nvcc" "$work/$name.o" "$work/libkernels.a" -o "$work/$name"; done <"$work/tests"
+
 if [ "$run" = 0 ]; then
-  echo "test_kernels_on_gpu: $(wc -l <"$work/programs") programs compile"
+  echo "test_kernels_on_gpu: $(wc -l <"$work/tests") tests compile"
   exit 0
 fi
 
@@ -66,6 +71,6 @@ while read -r name test _; do
   cases=$(sed -n 's|^// Cases: ||p' "$test")
   if [ -z "$cases" ]; then check "$name"; fi
   for case in $cases; do check "$name" "$case" 1; done
-done <"$work/programs"
+done <"$work/tests"
 [ "$failed" = 0 ] && echo "test_kernels_on_gpu: passed"
 exit "$failed"
