@@ -56,6 +56,7 @@ SIMT_DEVICE void attend(const uint4 (&keys)[kCount], const uint4 (&values)[kCoun
 }
 
 // Grid (splits, H, B). Every block norms and rotates q; the last split also has the new keys.
+// Occupancy: decode_attention 128 threads x 2 blocks, 0 B
 template <class T, int kTokens>
 __global__ void __launch_bounds__(kThreads) decode_attention(__grid_constant__ const DecodeAttentionParams params) {
   SIMT_SHARED(uint4, shared_queries, kMaxDecodeTokens * kLanes);
@@ -175,6 +176,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention(__grid_constant__ c
 }
 
 // Grid (H, B), a warp a token, two elements a lane.
+// Occupancy: combine_splits 256 threads x 6 blocks, 0 B
 template <class T>
 __global__ void __launch_bounds__(simt::kWarpSize* kMaxDecodeTokens)
     combine_splits(__grid_constant__ const DecodeAttentionParams params, int64_t splits) {

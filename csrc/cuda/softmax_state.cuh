@@ -2,10 +2,9 @@
 // takes to add more rows or to join two such sums. Nothing seen yet: top = -inf, all sums zero.
 #pragma once
 #include "../simt/simt.h"
+#include "infinity.cuh"
 
 namespace persimmon::cuda {
-
-constexpr float kMinusInfinity = -__builtin_huge_valf();
 
 // What sums relative to `top` are multiplied with to be relative to `new_top`, which is not lower; 0 where they are
 // empty.
