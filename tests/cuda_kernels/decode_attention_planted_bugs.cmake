@@ -1,0 +1,10 @@
+set(decode_attention KERNEL decode_attention CASE bfloat16)
+add_planted_bug(queries_not_there ${decode_attention}
+  ORIGINAL "  __syncthreads();\n  uint4 queries[kTokens];\n" PLANTED "  uint4 queries[kTokens];\n"
+  REPORT "SIMT ERROR: race: read of shared_queries")
+add_planted_bug(token_misses_itself ${decode_attention}
+  ORIGINAL "exists && t >= group" PLANTED "exists && t > group"
+  REPORT "MISMATCH: out")
+add_planted_bug(keys_past_the_split ${decode_attention}
+  ORIGINAL "      const bool inside = key < end;\n" PLANTED "      const bool inside = key < params.S;\n"
+  REPORT "MISMATCH: out")
