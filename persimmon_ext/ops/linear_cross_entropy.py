@@ -24,8 +24,8 @@ def linear_cross_entropy(
         labels: int64 [N], each from 0 to V - 1 or `ignore_index`.
         ignore_index: rows with this label have loss 0 and no gradient.
     Returns: loss and log-sum-exp, both float32 [N]. The loss is differentiable; sum or average it as needed.
-    Raises: IndexError naming a label that is out of range; on a CUDA device, where reading the labels would wait for it,
-        such a row's loss is NaN instead.
+    Raises: IndexError naming a label that is out of range; on a CUDA device, where reading the labels would wait for
+        it, such a row's loss is NaN instead.
     Source: Wijmans et al. 2024, "Cut your losses in large-vocabulary language models".
     """
     if (dtype := autocast_dtype(hidden)) is not None:
