@@ -9,7 +9,7 @@ constexpr int kRowGroups = 16;             // 528 partial sums are 33 loads a th
 constexpr int kThreads = kColumns * kRowGroups;
 
 // Block (kColumns, kRowGroups): group g sums rows g, g + kRowGroups, …; the groups' sums are added in order.
-// Occupancy: column_sum 512 threads x 4 blocks, 0 B
+// Occupancy: column_sum 512 threads x 3 blocks, 0 B
 template <class T>
 __global__ void __launch_bounds__(kThreads) column_sum(__grid_constant__ const ColumnSumParams params) {
   SIMT_SHARED(float, group_sums, kThreads);

@@ -13,13 +13,13 @@ constexpr int kActivationVectors = 2048;  // 16-byte vectors of x in shared memo
 // How a warp works for kM rows of x. It has kRows rows of the weight; in a step it takes kVectors 16-byte vectors a
 // lane of each, having loaded them while it computed the step before: 64 bytes a thread (128 where they unpack to the
 // fewest values), so a block has 16 or 32 KB in flight. Two blocks share a multiprocessor where kMinBlocks says so; the
-// others need more than 128 registers: kRows * kM sums (twice that with scaled groups), two steps' weights, 8 * kRows
-// unpacked.
+// others need more than 128 registers on some target: kRows * kM sums (twice that with scaled groups), two steps'
+// weights, 8 * kRows unpacked.
 template <class Weight, int kM>
 struct LinearTile {
   static constexpr int kRows = Weight::kGroupScale && kM > 4 ? 2 : 4;  // scaled groups need a second set of sums
   static constexpr int kVectors = Weight::kValues == 8 && kM <= 2 ? 2 : 1;
-  static constexpr int kMinBlocks = kM <= (Weight::kGroupScale ? 1 : 4) ? 2 : 1;
+  static constexpr int kMinBlocks = kVectors == 1 && kM <= (Weight::kGroupScale ? 1 : 4) ? 2 : 1;
   static constexpr int kBlockRows = kRows * kLinearWarps;
   static constexpr int kStepVectors = simt::kWarpSize * kVectors;  // of a row
   static constexpr int kStepColumns = kStepVectors * Weight::kValues;

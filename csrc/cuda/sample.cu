@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kSampleThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0) ranges[level.index] = range;
 
   const T* const logits = static_cast<const T*>(params.logits) + row * params.V;
-#pragma unroll 4
+#pragma unroll 2
   for (int64_t i = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x; i < params.V;
        i += int64_t{gridDim.x} * kSampleThreads) {
     const uint32_t key = key_of(simt::to_float(logits[i]), top, params.temperature);
