@@ -12,7 +12,7 @@ constexpr int kLoads = 2;
 constexpr int64_t kMaxGridY = 65535;  // further rows are reached by the kernel's own loop
 
 // Grid (pieces of a row, rows). kWidth elements an access: 1, or as many as 16 bytes hold.
-// Occupancy: relu2 256 threads x 6 blocks, 0 B
+// Occupancy: relu2 256 threads x 5 blocks, 0 B
 template <class T, int kWidth, bool kBackward>
 __global__ void __launch_bounds__(kThreads) relu2(__grid_constant__ const Relu2Params params) {
   const T* const bias = static_cast<const T*>(params.bias);
