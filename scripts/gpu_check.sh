@@ -51,6 +51,7 @@ export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 step 240 "build for $TORCH_CUDA_ARCH_LIST" "$python" setup.py -q build_ext --inplace || exit 1
 step 120 "ops" "$python" -m pytest -q tests/test_device_ops.py -k cuda
 step 60 "model" "$python" -m pytest -q tests/test_device_model.py -k cuda
+step 120 "kernels' own tests" scripts/test_kernels_on_gpu.sh
 sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
 if [ -x "$sanitizer" ]; then
   # Uncached allocations: an overrun inside one of the allocator's blocks would not be seen.
