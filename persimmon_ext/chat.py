@@ -49,6 +49,14 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], **variable
         raise ValueError(f"The chat template cannot render this conversation: {error}") from error
 
 
+def beginning_of_a_turn(tokenizer: Any) -> str:
+    """What the tokenizer's template writes before a later message of the user, empty where nothing: a reply that comes
+    to it has ended, and speaks for the user from there on."""
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    whole, without = (tokenizer.apply_chat_template(part, tokenize=False) for part in (turns, turns[:2]))
+    return str(whole[len(without) :].split("x")[0].rstrip(" "))
+
+
 def check_messages(messages: Any) -> None:
     """Raises TypeError or ValueError, naming the message, unless ``messages`` is a conversation."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from persimmon_ext.chat import beginning_of_a_turn
 from persimmon_ext.generation.sequences import common_beginning
 from persimmon_ext.text_stream import TextStreamer
 
@@ -57,7 +58,7 @@ class Conversation:
         self._max_new_tokens = max_new_tokens
         self._settings = settings
         self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._stop = _beginning_of_a_turn(tokenizer)
+        self._stop = beginning_of_a_turn(tokenizer)
         self._cache = model.make_cache(1, self._context, cache_implementation)
         self._cached: list[int] = []
         self.messages: list[dict[str, str]] = list(self._first)
@@ -87,7 +88,7 @@ class Conversation:
                 past_key_values=self._cache,
                 streamer=streamer,
                 tokenizer=self._tokenizer,
-                stop_strings=self._stop,
+                stop_strings=self._stop or None,
                 max_new_tokens=min(self._max_new_tokens, self._context - len(ids)),
                 **self._settings,
             )
@@ -115,13 +116,6 @@ class Conversation:
                     f"needs {room}: shorten it."
                 )
             messages = [*messages[:first], *messages[first + 2 :]]
-
-
-def _beginning_of_a_turn(tokenizer: Any) -> str:
-    """What the template writes before a message of the user: a reply that comes to it speaks for the user."""
-    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-    whole, without = (tokenizer.apply_chat_template(part, tokenize=False) for part in (turns, turns[:2]))
-    return str(whole[len(without) :].split("x")[0].rstrip(" "))
 
 
 class _ReplyStreamer(TextStreamer):

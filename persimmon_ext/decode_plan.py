@@ -27,6 +27,7 @@ from persimmon_ext.layers import (
     PersimmonAttention,
     PersimmonDecoderLayer,
     PersimmonMLP,
+    hooked,
 )
 from persimmon_ext.modeling import PersimmonModel
 from persimmon_ext.quantized_layers import QuantizedHiddenMajorLinear, QuantizedLinear
@@ -74,7 +75,7 @@ class DecodePlan:
         parts = [model.model, model.lm_head, model.model.embed_tokens, model.model.final_layernorm]
         for layer in model.model.layers:
             parts += [part for part in layer.modules() if part is not getattr(layer.mlp, "act", None)]
-        return not _hooked(model) and all(type(part) in _PLAIN and not _hooked(part) for part in parts)
+        return not hooked(model) and all(type(part) in _PLAIN and not hooked(part) for part in parts)
 
     def __call__(self, tokens: Tensor, first: int, padding: Tensor | None, cache: Cache) -> Tensor:
         """Appends tokens int64 [B, T], T up to 8, whose first slot is `first`, to the cache; returns logits [B, T, V].
@@ -139,14 +140,4 @@ def _flatten(layer: Any) -> _Layer:
         norm_bias=layer.post_attention_layernorm.bias,
         up=layer.mlp.dense_h_to_4h.forward,
         down=layer.mlp.dense_4h_to_h.forward,
-    )
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
     )

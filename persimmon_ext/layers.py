@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from persimmon_ext.config import PersimmonConfig
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether something other than the class sees or replaces what the module's forward gets and returns."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
 def can_fuse(module: nn.Module) -> bool:
     """Whether what follows or precedes a module may be computed together with it.
 
@@ -30,8 +41,7 @@ def can_fuse(module: nn.Module) -> bool:
     for kind in type(module).__mro__:  # the class that defines forward
         if "forward" in vars(kind):
             break
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(vars(kind).get("fuses")) and not hooked and "forward" not in vars(module)
+    return bool(vars(kind).get("fuses")) and not hooked(module)
 
 
 class Linear(nn.Linear):

@@ -49,7 +49,7 @@ def prefixed() -> bytes:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
-        user_defined_symbols=("|ENDOFTEXT|", "\n"),
+        user_defined_symbols="|ENDOFTEXT|,\n",
     )
 
 

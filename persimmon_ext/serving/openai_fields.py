@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from persimmon_ext.chat import DEFAULT_CHAT_TEMPLATE
+from persimmon_ext.chat import beginning_of_a_turn
 from persimmon_ext.generation.sampling import row_seeds
 from persimmon_ext.serving.errors import RequestError
 from persimmon_ext.serving.fields import Fields, refuse, shown
@@ -19,8 +19,6 @@ _DEFAULT_COMPLETION_TOKENS = 16
 #: OpenAI's default is the rest of the context, for which room in the cache would have to be kept.
 _DEFAULT_CHAT_TOKENS = 1024
 _MOST_STOPS = 4
-#: In the authors' format, the user's next turn begins so: the model's answer has ended, even without an end token.
-_NEXT_TURN = "\n\nhuman:"
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ def read_chat(service: Service, body: dict[str, Any]) -> OpenAIRequest:
     if form != {"type": "text"}:
         refuse("response_format", 'absent or {"type": "text"}', form)
     stops = _stops(fields)
-    if service.tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE:
-        stops = (*stops, _NEXT_TURN)
+    if next_turn := beginning_of_a_turn(service.tokenizer):
+        stops = (*stops, next_turn)
     common = _Common.read(fields, 1)
     fields.finish()
     order = Order(
