@@ -23,7 +23,7 @@ test-kernels: $(VENV)/installed
 	  $(BIN)/cmake -G Ninja -S tests/cuda_kernels -B $$folder -DKERNEL_SANITIZE=$$sanitize \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) && \
 	  $(BIN)/cmake --build $$folder && \
-	  $(BIN)/ctest --test-dir $$folder --output-on-failure || exit 1; \
+	  $(BIN)/ctest --test-dir $$folder --output-on-failure --parallel $(shell nproc) || exit 1; \
 	done
 
 # The CPU kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer.
