@@ -199,6 +199,11 @@ WRONG = [
     ("completions", {"temperature": 2.5}, "temperature must be a number from 0 to 2, got 2.5."),
     ("completions", {"temperature": "hot"}, 'temperature must be a number from 0 to 2, got "hot".'),
     ("completions", {"top_p": 0}, "top_p must be a number above 0 and at most 1, got 0."),
+    (
+        "completions",
+        {"extra_body": {"repetition_penalty": 1e-300}},
+        "repetition_penalty must be a number from 0.01 to 100, got 1e-300.",
+    ),
     ("completions", {"max_tokens": -1}, "max_tokens must be an integer of at least 0, got -1."),
     ("completions", {"max_tokens": 0}, "max_tokens is 0, which makes sense only with echo; echo is false."),
     ("completions", {"max_tokens": 600}, "and max_tokens is 600, together"),

@@ -16,7 +16,8 @@ from persimmon_ext.serving.batch import join_caches
 from persimmon_ext.serving.engine import Engine, Limits
 from persimmon_ext.serving.errors import RequestError
 from persimmon_ext.serving.metrics import Counter, Histogram, Metrics
-from persimmon_ext.serving.row import Order, Piece, Row
+from persimmon_ext.serving.row import Order, Piece, Row, Sampling
+from persimmon_ext.serving.sampling import Penalties
 from persimmon_ext.serving.scoring import score_prompt
 from persimmon_ext.serving.stop_text import StopText
 
@@ -174,6 +175,42 @@ def test_a_drained_engine_takes_nothing_and_gives_up_in_time():
     assert pieces[-1].error.status == 503
     with pytest.raises(RequestError, match="shutting down"):
         engine.submit([row(order())[0]])
+
+
+def test_a_row_that_fails_costs_the_others_nothing():
+    class Failing(Row):
+        def take(self, *arguments: object) -> None:
+            if len(self.tokens) == 3:
+                raise ValueError("broken")
+            super().take(*arguments)
+
+    model, tokenizer = embedded()
+    told: list[tuple[int, Piece]] = []
+    orders = [order("import os\n", 12), order(tokens=12), order("def f(x):", 12, top=0, scores_prompt=True)]
+    rows = [
+        kind(one, tokenizer, lambda piece, index=index: told.append((index, piece)))
+        for index, (kind, one) in enumerate(zip((Row, Failing, Row), orders, strict=True))
+    ]
+    metrics = Metrics()
+    engine = Engine(model, Limits(), metrics)
+    engine.start()
+    engine.submit(rows)
+    wait_for(lambda: len(told) == 3)
+    engine.drain(1)
+    assert engine.join(5)
+    errors = {index: piece.error and piece.error.message for index, piece in told}
+    assert errors == {0: None, 1: "The model failed: broken.", 2: None}
+    assert [rows[0].text, rows[2].text] == [alone("import os\n", 12)[0], alone("def f(x):", 12)[0]]
+    prompts = sum(len(one.prompt) for one in orders)
+    assert f"persimmon_prompt_tokens_total {prompts}" in metrics.render(), "each prompt counts once"
+
+
+def test_penalties_stay_finite():
+    harsh, _ = row(order(sampling=Sampling(repetition_penalty=0.01)))
+    V = embedded()[0].config.vocab_size
+    logits = torch.full((1, V), 1e38).index_fill(1, torch.arange(V // 2), -1e38)
+    scores = Penalties([harsh], [0], V, torch.device("cpu"))(torch.tensor([harsh.order.prompt]), logits)
+    assert scores.isfinite().all()
 
 
 def test_the_cache_takes_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch):

@@ -42,7 +42,7 @@ class Batch:
         self.steps = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Runs the prompts of `rows` together, which gives each its first token."""
+        """Runs the texts of `rows` together, prompts and what they have already: gives each its next token."""
         part = Part(list(rows), DynamicCache(self._model.config))
         self._run(part, 1, lambda: False)
         self._keep(part)
@@ -58,8 +58,8 @@ class Batch:
 
     def decode(self, pause: Callable[[], bool]) -> None:
         """Makes tokens for all rows until all or half of them have ended, or `pause` says so."""
-        part = self._joined()
-        self._parts = []
+        parts, self._parts = self._parts, []  # whatever happens now, no row is left in two parts
+        part = self._joined(parts)
         if part.rows:
             longest = max(row.order.max_new_tokens - len(row.tokens) for row in part.rows)
             self._run(part, longest, pause)
@@ -85,15 +85,15 @@ class Batch:
         )
         self.steps += stretch.steps
 
-    def _joined(self) -> Part:
-        """One part of all rows that have not ended."""
-        if len(self._parts) == 1 and not any(row.ended for row in self._parts[0].rows):
-            return self._parts[0]
-        kept = [[index for index, row in enumerate(part.rows) if not row.ended] for part in self._parts]
-        rows = [part.rows[index] for part, indices in zip(self._parts, kept, strict=True) for index in indices]
+    def _joined(self, parts: Sequence[Part]) -> Part:
+        """One part of all rows of `parts` that have not ended."""
+        if len(parts) == 1 and not any(row.ended for row in parts[0].rows):
+            return parts[0]
+        kept = [[index for index, row in enumerate(part.rows) if not row.ended] for part in parts]
+        rows = [part.rows[index] for part, indices in zip(parts, kept, strict=True) for index in indices]
         if not rows:
             return Part([], DynamicCache(self._model.config))
-        return Part(rows, join_caches([part.cache for part in self._parts], kept, max(row.length for row in rows) - 1))
+        return Part(rows, join_caches([part.cache for part in parts], kept, max(row.length for row in rows) - 1))
 
 
 class Stretch:

@@ -143,19 +143,30 @@ class Engine:
         return admitted
 
     def _add(self, group: list[Row]) -> None:
-        if group[0].order.scores_prompt:
+        new = sum(len(row.order.prompt) for row in group if not row.begun)
+        if group[0].order.scores_prompt and not group[0].begun:
             self._batch.add_scored(group[0])
         else:
             self._batch.add(group)
-        self._metrics.prompt_tokens.add(sum(len(row.order.prompt) for row in group))
+        self._metrics.prompt_tokens.add(new)
 
     def _attempt(self, rows: Sequence[Row], work: Callable[[], None]) -> None:
-        """Does the work; if that fails, so do the rows. The thread outlives any failure."""
+        """Does the work; if that fails, goes on with each row alone, and fails those for which that fails too.
+
+        So a request that the model can't serve costs the others time, and not their replies. The thread outlives any
+        failure. Without memory all fail at once: each alone would need a new cache.
+        """
         try:
             work()
         except Exception as error:
-            _log.exception("%d texts could not be generated", len(rows))
             out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            going = [row for row in rows if not row.ended]
+            if len(going) > 1 and not out_of_memory:
+                _log.warning("%d texts could not be generated together (%s); each is tried alone", len(going), error)
+                for row in going:
+                    self._attempt([row], functools.partial(self._add, [row]))
+                return
+            _log.exception("%d texts could not be generated", len(rows))
             cause = "The server is out of memory" if out_of_memory else f"The model failed: {error}"
             failure = RequestError(cause.rstrip(".") + ".", status=503 if out_of_memory else 500)
             for row in rows:

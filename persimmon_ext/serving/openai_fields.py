@@ -126,7 +126,7 @@ class _Common:
             min_p=fields.number("min_p", 0.0, 0, 1),
             presence_penalty=fields.number("presence_penalty", 0.0, -2, 2),
             frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2),
-            repetition_penalty=fields.number("repetition_penalty", 1.0, 0, exclusive=True),
+            repetition_penalty=fields.number("repetition_penalty", 1.0, 0.01, 100),
             bias=fields.take("logit_bias", {}),
         )
         fields.text("user")  # names whom the client serves; nothing here depends on it

@@ -137,6 +137,11 @@ class Row:
         """Number of tokens, the prompt's included."""
         return len(self.order.prompt) + len(self.tokens)
 
+    @property
+    def begun(self) -> bool:
+        """Whether its prompt has been run."""
+        return bool(self.tokens or self.prompt_scored)
+
     def last_tokens(self, number: int) -> list[int]:
         """The last `number` tokens, or all if there are fewer; the prompt's included."""
         new = self.tokens[-number:]

@@ -108,7 +108,9 @@ class Penalties:
         penalised = torch.where(mine < 0, mine * self._repetition, mine / self._repetition)
         mine = torch.where(repeated, penalised, mine)
         mine = mine - self._frequency * self._counts - self._presence * (self._counts > 0) + self._bias
-        return logits.index_copy(0, self._places, mine)
+        # Large logits overflow under a small penalty, and a draw among infinite scores fails for the whole batch.
+        largest = torch.finfo(mine.dtype).max
+        return logits.index_copy(0, self._places, mine.clamp(-largest, largest))
 
 
 def _indices(values: Sequence[int], device: torch.device) -> Tensor:
