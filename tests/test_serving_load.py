@@ -180,3 +180,5 @@ def test_half_a_request_disturbs_nobody():
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
             text = client.completions.create(model=NAME, prompt="import os", max_tokens=4, temperature=0)
             assert text.choices[0].text == alone("import os", 4)[0]
+        wait_for(lambda: 'status="499"' in server.service.metrics.render())
+        assert 'status="500"' not in server.service.metrics.render()

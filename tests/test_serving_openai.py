@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import openai
 import pytest
 import torch
@@ -212,6 +213,8 @@ WRONG = [
     ("completions", {"stop": ["a"] * 5}, "stop must be a text or a list of at most 4, none of them empty"),
     ("completions", {"logprobs": 6}, "logprobs must be an integer from 0 to 5, got 6."),
     ("completions", {"logit_bias": {"99999": 1}}, "logit_bias must be an object from token ids below 4096"),
+    ("completions", {"extra_body": {"temperature": 10**400}}, "temperature must be a number from 0 to 2, got 1000"),
+    ("completions", {"logit_bias": {"1" * 5000: 1}}, "logit_bias must be an object from token ids below 4096"),
     ("completions", {"suffix": "end"}, 'suffix is not supported: this model only continues texts; got "end".'),
     ("completions", {"echo": True, "stream": True}, "a stream holds only what is new"),
     ("completions", {"stream_options": {"include_usage": True}}, "which needs stream to be true"),
@@ -238,6 +241,20 @@ def test_mistakes_are_a_400_that_names_the_field(client: openai.OpenAI, kind: st
     assert sentence in error["message"]
     assert error["type"] == "invalid_request_error"
     assert error["param"].split("[")[0] in arguments.get("extra_body", arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("v1/completions", r'{"prompt": "x", "\ud800": 1}'),
+        ("v1/chat/completions", r'{"messages": [{"role": "\ud800", "content": "x"}]}'),
+    ],
+)
+def test_half_a_character_is_told_back_as_it_came(server: Running, path: str, body: str):
+    reply = httpx.post(f"{server.url}/{path}", content=body)
+    assert reply.status_code == 400
+    assert r"\ud800" in reply.text
+    assert "\ud800" in reply.json()["error"]["message"]
 
 
 def test_an_empty_prompt_has_the_token_that_begins_every_text(client: openai.OpenAI):

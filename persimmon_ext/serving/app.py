@@ -129,7 +129,7 @@ class Interface:
         }
 
 
-async def _events(asked: OpenAIRequest, ticket: Ticket, replies: Replies) -> AsyncIterator[str]:
+async def _events(asked: OpenAIRequest, ticket: Ticket, replies: Replies) -> AsyncIterator[bytes]:
     for chunk in replies.opening():
         yield to_json(chunk)
     try:
@@ -142,7 +142,7 @@ async def _events(asked: OpenAIRequest, ticket: Ticket, replies: Replies) -> Asy
         return
     if asked.include_usage:
         yield to_json(replies.usage_chunk(ticket.rows))
-    yield "[DONE]"
+    yield b"[DONE]"
 
 
 def make_app(service: Service, *, body_limit: int, origins: Sequence[str] = ()) -> ASGIApp:

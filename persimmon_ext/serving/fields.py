@@ -60,7 +60,7 @@ class Fields:
         """A finite number from `least`, or above it if `exclusive`, to `most`."""
         value = self.take(name, default)
         kind = "a number" + _range(least, most, exclusive)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
             refuse(name, kind, value)
         if value < least or (exclusive and value == least) or (most is not None and value > most):
             refuse(name, kind, value)
@@ -89,6 +89,13 @@ class Fields:
 def refuse(name: str, kind: str, value: Any) -> NoReturn:
     """Raises the RequestError of a field that should be `kind`."""
     raise RequestError(f"{name} must be {kind}, got {shown(value)}.", param=name)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _range(least: float, most: float | None, exclusive: bool = False) -> str:

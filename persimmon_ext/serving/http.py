@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from persimmon_ext.serving.errors import RequestError
@@ -20,16 +20,22 @@ class ClientLeftError(Exception):
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request; RequestError with status 413 as soon as it is known to have more than `limit` bytes."""
+    """The body of a request; RequestError with status 413 as soon as it is known to have more than `limit` bytes.
+
+    ClientLeftError if the client leaves before its end.
+    """
     body = bytearray()
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdigit() else 0
     if size <= limit:
-        async for chunk in request.stream():
-            body += chunk
-            size = len(body)
-            if size > limit:
-                break
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                size = len(body)
+                if size > limit:
+                    break
+        except ClientDisconnect:
+            raise ClientLeftError from None
     if size > limit:
         raise RequestError(f"The body of the request has {size} bytes or more; at most {limit} are read.", status=413)
     return bytes(body)
@@ -58,7 +64,7 @@ async def _departure(receive: Receive) -> None:
 class EventStream:
     """A response of server-sent events, which stops when the client leaves; `closed` is called in any case."""
 
-    def __init__(self, events: AsyncIterator[str], closed: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], closed: Callable[[], None]) -> None:
         self._events = events
         self._closed = closed
 
@@ -73,10 +79,10 @@ class EventStream:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for event in self._events:
-            await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: " + event + b"\n\n", "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def to_json(value: Any) -> str:
-    """JSON on one line, in which texts stay readable."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def to_json(value: Any) -> bytes:
+    """JSON on one line, in UTF-8; halves of characters, which a request's JSON can hold, are escaped as there."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")

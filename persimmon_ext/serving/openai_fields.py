@@ -241,7 +241,8 @@ def _bias(service: Service, bias: Any) -> dict[int, float]:
         refuse("logit_bias", kind, bias)
     checked = {}
     for token, value in bias.items():
-        is_id = token.isascii() and token.isdigit() and int(token) < service.vocab_size
+        # Python refuses to read thousands of digits, and no vocabulary has ids of more than ten.
+        is_id = len(token) <= 10 and token.isascii() and token.isdigit() and int(token) < service.vocab_size
         if not is_id or isinstance(value, bool) or not isinstance(value, (int, float)) or not -100 <= value <= 100:
             refuse("logit_bias", kind, {token: value})
         checked[int(token)] = float(value)
