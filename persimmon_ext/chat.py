@@ -20,6 +20,9 @@ DEFAULT_CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '\\n\\nadept:' }}{%- endif -%}"
 )
 
+# A message that is found again in what a template makes of it: a private character, which stands in no template.
+_MESSAGE = "\ue000"
+
 
 def render_chat(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """Renders one conversation with a Jinja template, in a sandbox: a checkpoint's template cannot run code.
@@ -52,9 +55,12 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], **variable
 def beginning_of_a_turn(tokenizer: Any) -> str:
     """What the tokenizer's template writes before a later message of the user, empty where nothing: a reply that comes
     to it has ended, and speaks for the user from there on."""
-    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-    whole, without = (tokenizer.apply_chat_template(part, tokenize=False) for part in (turns, turns[:2]))
-    return str(whole[len(without) :].split("x")[0].rstrip(" "))
+    turns = [{"role": role, "content": _MESSAGE} for role in ("user", "assistant", "user")]
+    whole, without = (str(tokenizer.apply_chat_template(part, tokenize=False)) for part in (turns, turns[:2]))
+    if not whole.startswith(without):  # it writes earlier turns another way where more follow
+        return ""
+    beginning, found, _ = whole[len(without) :].partition(_MESSAGE)
+    return beginning.rstrip(" ") if found else ""
 
 
 def check_messages(messages: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 import transformers
 from tokenizer_models import TINY, tiny
 
-from persimmon_ext.chat import render_chat
+from persimmon_ext.chat import beginning_of_a_turn, render_chat
 from persimmon_ext.tokenizer import PersimmonTokenizer
 
 USER = {"role": "user", "content": "Hello {{ x }}\n"}
@@ -51,6 +51,19 @@ def test_transformers_renders_the_same(tmp_path):
             assert ours == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         ids = tiny().apply_chat_template(messages, add_special_tokens=False, return_dict=False)
         assert ids == theirs.apply_chat_template(messages, return_dict=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "beginning"),
+    [
+        ("{% for m in messages %}<ax:{{ m.role }}> {{ m.content }}{% endfor %}", "<ax:user>"),
+        ("{% for m in messages %}[{{ m.content }}{% if loop.last %} end{% endif %}]{% endfor %}", ""),
+        ("{% for m in messages %}{{ m.role }};{% endfor %}", ""),
+    ],
+    ids=["an x before the message", "the last turn differs", "no messages"],
+)
+def test_beginning_of_a_turn(template: str, beginning: str):
+    assert beginning_of_a_turn(PersimmonTokenizer(TINY, chat_template=template)) == beginning
 
 
 def test_another_template():
