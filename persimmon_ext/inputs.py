@@ -55,10 +55,12 @@ def drop_from(cache: Any, length: int) -> None:
     """Keeps the first `length` tokens of the cache."""
     if isinstance(cache, Cache):
         cache.truncate(length)
-    elif length == 0:
-        cache.reset()
-    else:
-        cache.crop(length)
+        return
+    if length == 0:
+        cache.reset()  # all that transformers' caches of fixed size can; its others only fill with 0
+    excess = int(cache.get_seq_length()) - length
+    if excess > 0:
+        cache.crop(-excess)  # how many to keep, a positive number, is refused since transformers 5
 
 
 @contextlib.contextmanager

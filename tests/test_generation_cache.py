@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from generation_cases import left_padded, model_pair, prompt
 
 from persimmon_ext.cache import DynamicCache, StaticCache
@@ -51,6 +52,29 @@ def test_continues_from_a_cache_with_new_tokens_only(models: tuple[Any, Any]) ->
         ours(ids[:, :6], attention_mask=mask[:, :6], past_key_values=cache, use_cache=True)
     result = ours.generate(ids[:, 6:], attention_mask=mask, past_key_values=cache, max_new_tokens=6)
     assert torch.equal(result, expected[:, 6:])
+
+
+def fail_at_8(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    if ids.shape[1] == 8:
+        raise RuntimeError("stopped")
+    return scores
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_a_cache_of_transformers_does_too(models: tuple[Any, Any], settings: dict[str, Any]) -> None:
+    theirs, ours = models
+    expected = ours.generate(prompt(), max_new_tokens=30, **settings)
+    cache = transformers.DynamicCache()
+    assert torch.equal(ours.generate(prompt(), past_key_values=cache, max_new_tokens=30, **settings), expected)
+    assert cache.get_seq_length() == expected.shape[1] - 1
+    for held in (0, 4):
+        cache = transformers.DynamicCache()
+        if held:
+            with torch.no_grad():
+                theirs(prompt()[:, :held], past_key_values=cache)
+        with pytest.raises(RuntimeError, match="stopped"):
+            ours.generate(prompt(), past_key_values=cache, max_new_tokens=9, logits_processor=[fail_at_8])
+        assert cache.get_seq_length() == held
 
 
 def test_static_cache_is_used_in_place(models: tuple[Any, Any]) -> None:
