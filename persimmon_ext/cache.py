@@ -129,11 +129,13 @@ class Cache:
             self._select(torch.arange(batch).repeat_interleave(repeats), "repeats")
 
     def broadcast(self, batch: int, reserve: int = 0) -> Cache:
-        """A copy whose `batch` rows are the one row of this cache, so that many texts can go on from one prefix.
+        """A copy whose `batch` rows are the one row of this cache, so that many texts can go on from one prefix, or
+        its `batch` rows.
 
-        `reserve`: slots that the copy has at least, if it grows. Carries no gradient. ValueError for several rows.
+        `reserve`: slots that the copy has at least, if it grows. Carries no gradient. ValueError for other numbers of
+        rows.
         """
-        if self.batch_size not in (None, 1):
+        if self.batch_size not in (None, 1, batch):
             raise ValueError(
                 f"Only a cache of one row can be broadcast to {batch}, and this one has {self.batch_size}."
             )

@@ -66,7 +66,7 @@ def test_a_cache_of_transformers_does_too(models: tuple[Any, Any], settings: dic
     expected = ours.generate(prompt(), max_new_tokens=30, **settings)
     cache = transformers.DynamicCache()
     assert torch.equal(ours.generate(prompt(), past_key_values=cache, max_new_tokens=30, **settings), expected)
-    assert cache.get_seq_length() == expected.shape[1] - 1
+    assert cache.get_seq_length() == (0 if "num_beams" in settings else expected.shape[1] - 1)
     for held in (0, 4):
         cache = transformers.DynamicCache()
         if held:
@@ -75,6 +75,29 @@ def test_a_cache_of_transformers_does_too(models: tuple[Any, Any], settings: dic
         with pytest.raises(RuntimeError, match="stopped"):
             ours.generate(prompt(), past_key_values=cache, max_new_tokens=9, logits_processor=[fail_at_8])
         assert cache.get_seq_length() == held
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(
+    "settings", [{"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True, "seed": 4}], ids=str
+)
+@pytest.mark.parametrize("kind", ["dynamic", "int8", "transformers"])
+def test_copies_leave_a_given_cache_as_it_is(models: tuple[Any, Any], rows: int, settings: dict[str, Any], kind: str):
+    _, ours = models
+    ids = prompt(rows)
+    cache = transformers.DynamicCache() if kind == "transformers" else ours.make_cache(rows, 20, kind)
+    # A caller may have run the prefix with gradients; layers of transformers can't be copied with them.
+    with torch.set_grad_enabled(kind == "dynamic"):
+        ours(ids[:, :4], past_key_values=cache)
+    before = [layer.keys.clone() for layer in cache.layers]
+    options = {"max_new_tokens": 9, **settings}
+    with pytest.raises(RuntimeError, match="stopped"):
+        ours.generate(ids, past_key_values=cache, logits_processor=[fail_at_8], **options)
+    result = ours.generate(ids, past_key_values=cache, return_dict_in_generate=True, **options)
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+    assert len(result.past_key_values.layers[0].keys) == 3 * rows
+    if kind != "int8":
+        assert torch.equal(result.sequences, ours.generate(ids, **options))
 
 
 def test_static_cache_is_used_in_place(models: tuple[Any, Any]) -> None:

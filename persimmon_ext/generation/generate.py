@@ -5,12 +5,14 @@ Dims: B batch, T tokens of the prompt, V vocab.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from persimmon_ext.cache import Cache
 from persimmon_ext.generation.beam import BeamResult, BeamSearch
 from persimmon_ext.generation.config import combine
 from persimmon_ext.generation.drafts import Drafter, DraftModel, PromptLookup
@@ -48,7 +50,8 @@ def generate(
         attention_mask: [B, T], 1 for a token and 0 for padding at the left. None: tokens equal to ``pad_token_id`` are
             padding, unless it also ends sequences.
         past_key_values: a cache to continue from and to extend. `input_ids` is then the whole sequence, or the new
-            tokens with an `attention_mask` that covers the cached ones too. A cache of one row is copied to all B.
+            tokens with an `attention_mask` that covers the cached ones too. A cache of one row is copied to all B; with
+            `num_beams` or `num_return_sequences` above 1 every cache is copied. The given one stays as it is then.
         generation_config: settings, as a :class:`GenerationConfig` (transformers' will do) or a dictionary.
         logits_processor: functions of ids [B, S] and scores fp32 [B, V] that return new scores, after our own and
             before sampling's filters; transformers' processors are such functions.
@@ -120,9 +123,9 @@ def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, le
     config = request.config
     use_cache = config.use_cache is not False
     slots = prompt.earlier + request.lengths.longest
-    if cache is not None and len(prompt.ids) > 1 and getattr(cache, "batch_size", None) == 1:
-        cache = cache.broadcast(len(prompt.ids), reserve=slots)
-    elif cache is None and use_cache:
+    if cache is not None:
+        cache = _own_rows(cache, len(prompt.ids), request.copies, slots)
+    elif use_cache:
         # A lent cache has as many rows as the prompt. Another library's model makes its own.
         make = getattr(model, "lend_cache" if lends and request.copies == 1 else "make_cache", None)
         rows = len(prompt.ids) * request.copies
@@ -139,6 +142,14 @@ def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, le
         plan=plan(slots, cache) if plan is not None and use_cache else None,
         recording=recording if config.return_dict_in_generate else None,
     )
+
+
+def _own_rows(cache: Any, rows: int, copies: int, slots: int) -> Any:
+    """`cache`, or a copy where this generation needs other rows than the caller's cache has."""
+    if isinstance(cache, Cache):
+        spreads = rows > 1 and cache.batch_size == 1
+        return cache.broadcast(rows, reserve=slots) if spreads or copies > 1 else cache
+    return copy.deepcopy(cache) if copies > 1 else cache
 
 
 def _drafter(request: Request, task: Task, prompt: Prompt) -> Drafter:
