@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from serving_helpers import alone, embedded, wait_for
 
 from persimmon_ext import DynamicCache
 from persimmon_ext.serving import memory
-from persimmon_ext.serving.batch import join_caches
+from persimmon_ext.serving.batch import Batch, join_caches
 from persimmon_ext.serving.engine import Engine, Limits
 from persimmon_ext.serving.errors import RequestError
 from persimmon_ext.serving.metrics import Counter, Histogram, Metrics
@@ -203,6 +204,20 @@ def test_a_row_that_fails_costs_the_others_nothing():
     assert [rows[0].text, rows[2].text] == [alone("import os\n", 12)[0], alone("def f(x):", 12)[0]]
     prompts = sum(len(one.prompt) for one in orders)
     assert f"persimmon_prompt_tokens_total {prompts}" in metrics.render(), "each prompt counts once"
+
+
+def test_the_cache_of_a_row_whose_client_left_is_given_up():
+    model = embedded()[0]
+    rows = [row(order(tokens=40))[0] for _ in range(4)]
+    batch = Batch(model)
+    batch.add(rows)
+    rows[0].cancelled = True
+    batch.decode(lambda: False)
+    assert [len(one.tokens) for one in rows] == [1, 2, 2, 2], "the stretch ends with the step that saw it"
+    with mock.patch.object(model, "generate", wraps=model.generate) as generate:
+        batch.decode(lambda: False)
+    assert len(generate.call_args.args[0]) == 3, "rows that are computed"
+    assert [one.text for one in rows[1:]] == [alone("x = ", 40)[0]] * 3
 
 
 def test_penalties_stay_finite():

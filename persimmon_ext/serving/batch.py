@@ -1,7 +1,7 @@
 """The rows that are being generated, with their cache: rows join between two tokens and leave when they end.
 
-`generate` does the work, a stretch of tokens at a time: a stretch ends when a row waits that could join, or when half
-of the rows have ended. The cache is then made anew of the rows that go on and the rows that join.
+`generate` does the work, a stretch of tokens at a time: a stretch ends when a row waits that could join, when a client
+has left, or when half of the rows have ended. The cache is then made anew of the rows that go on and those that join.
 Dims: B batch, H heads, S cached length, T tokens of a prompt, D head dim.
 """
 
@@ -57,7 +57,7 @@ class Batch:
             self.add([row])
 
     def decode(self, pause: Callable[[], bool]) -> None:
-        """Makes tokens for all rows until all or half of them have ended, or `pause` says so."""
+        """Makes tokens for all rows until half of them have ended, a client has left, or `pause` says so."""
         parts, self._parts = self._parts, []  # whatever happens now, no row is left in two parts
         part = self._joined(parts)
         if part.rows:
@@ -115,8 +115,10 @@ class Stretch:
             self._hand_out(ids[:, -1].tolist())
             self.steps += 1
             going = sum(not row.ended for row in self._rows)
-            # Computing ended rows too is cheaper than copying the cache for each that ends; up to half of them.
-            self._over = going <= len(self._rows) // 2 or self._pause()
+            # Computing ended rows too is cheaper than copying the cache for each that ends; up to half of them. But
+            # a row whose client left may have had long to go, and nobody asked for what it costs.
+            left = any(row.cancelled for row in self._rows)
+            self._over = left or going <= len(self._rows) // 2 or self._pause()
         ended = [self._over or row.ended for row in self._rows]
         return torch.tensor(ended, device=ids.device)
 
