@@ -157,6 +157,22 @@ def test_the_command_goes_on_after_a_message_too_long(monkeypatch: pytest.Monkey
     assert out.count("adept:") == 2
 
 
+def test_ctrl_c_before_the_reply_keeps_the_session(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    real, calls = Conversation.say, []
+
+    def say(self: Conversation, text: str, show: Callable[[str], None]) -> Any:
+        calls.append(text)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(self, text, show)
+
+    monkeypatch.setattr(Conversation, "say", say)
+    status, out, err = run(monkeypatch, capsys, "import os\ndef f(x):\n")
+    assert (status, calls) == (0, ["import os", "def f(x):"])
+    assert "adept: [interrupted]" in out
+    assert "1 replies, 6 tokens" in err
+
+
 def test_ctrl_c_keeps_the_session(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     real, calls = PersimmonForCausalLM.generate, []
 

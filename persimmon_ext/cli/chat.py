@@ -53,6 +53,8 @@ def _talk(conversation: Conversation) -> list[Reply]:
                 replies.append(_answer(conversation, line))
             except ValueError as error:
                 print(f"({error})", file=sys.stderr)
+            except KeyboardInterrupt:  # before the reply began: the conversation is as before
+                print(" [interrupted]")
     return replies
 
 
