@@ -261,3 +261,9 @@ def test_one_prefix_for_many_texts(models: tuple[Any, Any]) -> None:
     result = models[1].generate(whole, past_key_values=prefix, max_new_tokens=8)
     assert torch.equal(result, models[1].generate(whole, max_new_tokens=8))
     assert (prefix.get_seq_length(), prefix.batch_size) == (7, 1), "the shared prefix is copied, not extended"
+
+
+def test_settings_that_ask_for_nothing_are_accepted() -> None:
+    _, ours = model_pair()
+    config = transformers.GenerationConfig(disable_compile=False, penalty_alpha=0.0, max_new_tokens=3)
+    assert torch.equal(ours.generate(prompt(), generation_config=config), ours.generate(prompt(), max_new_tokens=3))

@@ -77,6 +77,13 @@ CASES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (IDS, {**ONE, "past_key_values": 3}, TypeError, "past_key_values must be a cache such as DynamicCache, got int"),
     (IDS, {**ONE, "past_key_values": DynamicCache(), "use_cache": False}, ValueError, "with use_cache=False"),
     (IDS, {**ONE, "cache_implementation": "paged"}, ValueError, "must be one of static, dynamic, int8, got 'paged'"),
+    (
+        IDS,
+        {**ONE, "cache_implementation": "int8", "past_key_values": DynamicCache()},
+        ValueError,
+        "'int8' is for a cache that generate makes, and past_key_values was given",
+    ),
+    (IDS, {**ONE, "cache_implementation": "int8", "use_cache": False}, ValueError, "and use_cache=False was given"),
     (IDS, {**ONE, "prefill_chunk_size": 0}, ValueError, "prefill_chunk_size must be at least 1, got 0"),
     # Penalties.
     (IDS, {**ONE, "no_repeat_ngram_size": -1}, ValueError, "no_repeat_ngram_size must be at least 0, got -1"),
@@ -212,3 +219,11 @@ def test_nan_in_beams_and_drafts() -> None:
     for options in ({"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {}, {"do_sample": True, "top_k": 1}):
         with pytest.raises(ValueError, match=r"logits of row \d are NaN at token 5"):
             model.generate(IDS, max_new_tokens=3, **options)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=str)
+def test_a_processor_must_keep_the_shape(settings: dict[str, Any]) -> None:
+    _, ours = model_pair()
+    rows = settings.get("num_beams", 1)
+    with pytest.raises(ValueError, match=rf"scores of shape \[{rows}, {VOCAB}\], got \[{rows}, 5\]"):
+        ours.generate(IDS, **ONE, **settings, logits_processor=[lambda ids, scores: scores[:, :5]])

@@ -225,6 +225,11 @@ WRONG = [
     ("chat", {"messages": []}, "messages: The conversation holds no messages."),
     ("chat", {"messages": [{"role": "wizard", "content": "Hi"}]}, "The role of message 0 is wizard"),
     ("chat", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content must be a text, got 5."),
+    (
+        "chat",
+        {"messages": [{"role": "user", "content": "Hi", "audio": 3}]},
+        "messages[0].audio is not a field that this server knows; it was 3.",
+    ),
     ("chat", {"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens and max_completion_tokens were both given"),
     ("chat", {"top_logprobs": 2}, "top_logprobs is 2, which needs logprobs to be true."),
     ("chat", {"response_format": {"type": "json_object"}}, "response_format must be absent or"),

@@ -19,6 +19,7 @@ DEFAULT_TOP_K = 50
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "assistant_confidence_threshold": (0, 0.4),
     "assistant_lookbehind": (10,),
+    "disable_compile": (False, True),
     "diversity_penalty": (0,),
     "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1,),
@@ -29,6 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "low_memory": (False,),
     "num_assistant_tokens_schedule": ("constant", "heuristic"),
     "num_beam_groups": (1,),
+    "penalty_alpha": (0,),
     "remove_invalid_values": (False,),
     "renormalize_logits": (False,),
     "target_lookbehind": (10,),

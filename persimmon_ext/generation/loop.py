@@ -77,10 +77,18 @@ class Task:
     trace: Trace = field(default_factory=Trace)
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Scores fp32 [B, V] from ids [B, S] and logits fp32 [B, V], which stay as they are where they are kept."""
+        """Scores fp32 [B, V] from ids [B, S] and logits fp32 [B, V], which stay as they are where they are kept.
+
+        Raises ValueError if a processor returns another shape.
+        """
         scores = logits.clone() if self.trace.logits is not None and self.processors else logits
         for process in self.processors:
             scores = process(ids, scores)
+            if scores.shape != logits.shape:
+                raise ValueError(
+                    f"A logits_processor must return scores of shape {list(logits.shape)}, got {list(scores.shape)} "
+                    f"from {process!r}."
+                )
         return scores
 
     def check(self, logits: Tensor, length: int) -> None:

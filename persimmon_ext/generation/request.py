@@ -96,6 +96,12 @@ class Request:
         cache = prompt.cache
         if cache is not None and self.config.use_cache is False:
             raise ValueError("past_key_values was given with use_cache=False; leave out one of them.")
+        if self.config.cache_implementation == "int8" and (cache is not None or self.config.use_cache is False):
+            other = "use_cache=False" if cache is None else "past_key_values"
+            raise ValueError(
+                f"cache_implementation='int8' is for a cache that generate makes, and {other} was given; leave out one "
+                "of them."
+            )
         _check_room(cache, prompt.earlier + self.lengths.longest - 1)  # the last token is never fed back
         seed = self.config.seed
         number = rows if self.beams.number > 1 else rows * self.copies

@@ -222,6 +222,11 @@ def _message(index: int, message: Any) -> dict[str, str]:
     role = message.get("role")
     if not isinstance(role, str):
         refuse(f"{name}.role", "a text", role)
+    for key, value in message.items():
+        if key not in ("role", "content") and value is not None:  # replies that are sent back have nulls
+            raise RequestError(
+                f"{name}.{key} is not a field that this server knows; it was {shown(value)}.", param=name
+            )
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
