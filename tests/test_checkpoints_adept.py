@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from adept_releases import VOCABULARY, reference_model, tarred, vocabulary, write_release
+from checkpoint_helpers import edit_records
 from safetensors.torch import load_file
 
 import persimmon_ext
@@ -238,6 +239,10 @@ class TestBadReleases:
         weights = release / WEIGHTS
         weights.write_bytes(weights.read_bytes()[:-2000])
         self.refused(release, "is not a readable torch.save file")
+
+    def test_another_byte_order(self, release: Path) -> None:
+        edit_records(release / WEIGHTS, lambda name, content: b"big" if name.endswith("byteorder") else content)
+        self.refused(release, "holds values in the byte order 'big', but this machine's is")
 
     def test_compressed_tar(self, release: Path) -> None:
         tar = tarred(release, "w:gz").rename(release.with_suffix(".tar.gz"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import INDEX, WEIGHTS, edit_weights, load, make_model
+from checkpoint_helpers import INDEX, WEIGHTS, edit_records, edit_weights, load, make_model
 from safetensors.torch import load_file, save_file
 
 from persimmon_ext.checkpoints import CheckpointError, loading, reading, save_pretrained
@@ -240,22 +240,21 @@ class TestPickle:
 
     def test_compressed(self, folder: Path) -> None:
         path = pickled(folder, make_model().state_dict()) / "pytorch_model.bin"
-        with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in contents.items():
-                archive.writestr(name, content)
+        edit_records(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is compressed"):
             load(folder)
 
     def test_a_record_shorter_than_its_tensor(self, folder: Path) -> None:
         path = pickled(folder, make_model().state_dict()) / "pytorch_model.bin"
-        with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in contents.items():
-                archive.writestr(name, content[:-4] if name.endswith("data/0") else content)
+        edit_records(path, lambda name, content: content[:-4] if name.endswith("data/0") else content)
         with pytest.raises(CheckpointError, match=r"dense tensors, which it does not at 'model\.embed_tokens\.weight'"):
+            load(folder)
+
+    @pytest.mark.parametrize("order", [b"big", b"", b"litt\xff"])
+    def test_another_byte_order(self, folder: Path, order: bytes) -> None:
+        path = pickled(folder, make_model().state_dict()) / "pytorch_model.bin"
+        edit_records(path, lambda name, content: order if name.endswith("byteorder") else content)
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin holds values in the byte order '.*', but this"):
             load(folder)
 
     def test_no_dictionary(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from persimmon_ext.checkpoints.region import Region
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip record; the two are the lengths of what follows it
+_BYTE_ORDER = "byteorder"  # the record that names it
+_SHOWN = 20  # characters of what a file says
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -63,14 +66,16 @@ def unpickle(
 
 
 def records(region: Region) -> dict[int, int]:
-    """Offset of the first byte -> number of bytes, of every record of the zip file. Raises CheckpointError if it is
-    damaged or compressed."""
+    """Offset of the first byte -> number of bytes, of every record of the zip file; to be had before :func:`unpickle`.
+
+    Raises CheckpointError if it is damaged or compressed, or holds values in the other byte order."""
     found: dict[int, int] = {}
     try:
         with region.stream() as stream, zipfile.ZipFile(stream) as archive:
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(f"{region.name} is compressed, as no file of torch.save is.")
+                _check_byte_order(region, archive, record)
                 found[_data_offset(stream, record.header_offset)] = record.file_size
     except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, CheckpointError):
@@ -93,6 +98,20 @@ def place_of(tensor: Tensor, sizes: Mapping[int, int]) -> Place | None:
     if tensor.numel() and end > storage.nbytes():
         return None
     return Place(start + int(tensor.storage_offset()) * tensor.dtype.itemsize, tensor.stride())
+
+
+def _check_byte_order(region: Region, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    """Raises CheckpointError if `record` says that the values have the other byte order: torch.load would swap the
+    bytes of storages on the meta device, which have none, and crash the process."""
+    # Without regard to case, as torch looks it up.
+    if record.filename.lower().rpartition("/")[2] != _BYTE_ORDER:
+        return
+    order = archive.read(record)
+    if order != sys.byteorder.encode():
+        raise CheckpointError(
+            f"{region.name} holds values in the byte order {order[:_SHOWN].decode('ascii', 'replace')!r}, but this "
+            f"machine's is {sys.byteorder!r}; load and save it with torch first."
+        )
 
 
 def _data_offset(stream: BinaryIO, header: int) -> int:
