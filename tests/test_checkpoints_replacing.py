@@ -15,6 +15,7 @@ import pytest
 from checkpoint_helpers import assert_same_tensors, load, make_model
 
 from persimmon_ext.checkpoints import CheckpointError, replacing, save_pretrained
+from persimmon_ext.checkpoints.inspection import open_checkpoint
 
 SIZES = ["5GB", 3000]
 TESTS = Path(__file__).parent
@@ -85,6 +86,16 @@ def test_killed_while_files_take_their_names(tmp_path: Path, size: int | str, ca
     fresh = tmp_path / "fresh"
     save_pretrained(make_model(seed=1), fresh, max_shard_size=size)
     assert contents(tmp_path) == contents(fresh)
+
+
+@pytest.mark.parametrize("inspected", [False, True])
+@pytest.mark.parametrize("calls", [2, 3, 4])
+def test_the_first_save_is_killed_while_files_take_their_names(tmp_path: Path, calls: int, inspected: bool) -> None:
+    save_and_die(tmp_path, 3000, "replace", calls)
+    if inspected:
+        with open_checkpoint(tmp_path) as opened:
+            assert set(opened.infos) == set(make_model().state_dict())
+    assert_same_tensors(make_model(seed=1), load(tmp_path))
 
 
 def test_the_next_save_finishes_the_interrupted_one(tmp_path: Path) -> None:

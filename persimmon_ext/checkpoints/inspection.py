@@ -21,6 +21,7 @@ from persimmon_ext.checkpoints.loading import stored_tensors
 from persimmon_ext.checkpoints.merging import merged
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, stored_format
 from persimmon_ext.checkpoints.reading import TensorInfo, WeightFile, open_weights
+from persimmon_ext.checkpoints.replacing import settle
 from persimmon_ext.checkpoints.safetensors_writer import Source
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.tokenizer import PersimmonTokenizer
@@ -71,6 +72,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Opened]:
     Raises FileNotFoundError where there is none of them, CheckpointError for one that is damaged.
     """
     path = Path(path)
+    settle(path)
     with ExitStack() as stack:
         if path.is_file() and path.suffix in _WEIGHT_SUFFIXES:
             yield _opened_files(stack, path, WeightFiles((path,)), f"a {path.suffix} file")

@@ -82,8 +82,9 @@ def load_pretrained(
         raise ValueError(f"device={device!r} and device_map={device_map!r} both say where to load; pass one of them.")
     where = parse_device(device) if device_map is None else device_map
     requested = None if dtype is None or dtype == "auto" else parse_dtype(dtype)
-    folder = checkpoint_folder(find_checkpoint(path, hub or HubRequest()))
-    settle(folder)
+    found = find_checkpoint(path, hub or HubRequest())
+    settle(found)
+    folder = checkpoint_folder(found)
     stored = stored_format(folder)
     check_request(quantization, stored, folder)
     if config is None:

@@ -74,11 +74,13 @@ def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
     _finish(staging, folder)
 
 
-def settle(folder: Path) -> None:
-    """Finishes a save to `folder` that was interrupted while its files took their names; for whoever loads it.
+def settle(path: str | os.PathLike[str]) -> None:
+    """Finishes a save to the folder `path` that was interrupted while its files took their names: for whoever loads it,
+    before looking for any file there. Nothing happens where there is no folder.
 
     Raises CheckpointError if that can't be done.
     """
+    folder = Path(path)
     if not any(True for _ in folder.glob(f"{_STAGING_PREFIX}*/{_JOURNAL}")):
         return
     try:
