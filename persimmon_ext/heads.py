@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,10 +53,8 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         model.generation_config = generation.GenerationConfig.from_folder(path) or model.generation_config
         return model
 
-    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
-        """As :meth:`PersimmonPreTrainedModel.save_pretrained`; writes generation_config.json too."""
-        super().save_pretrained(folder, **options)
-        self.generation_config.save(folder)
+    def _write_beside(self, folder: Path) -> list[str]:
+        return [self.generation_config.save(folder)]
 
     def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -99,8 +100,17 @@ class PersimmonPreTrainedModel(nn.Module):
     ) -> None:
         """Writes config.json and safetensors that transformers loads too. Files appear whole or not at all."""
         checkpoints.save_pretrained(
-            self, folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization, state_dict=state_dict
+            self,
+            folder,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+            state_dict=state_dict,
+            write_beside=self._write_beside,
         )
+
+    def _write_beside(self, folder: Path) -> list[str]:
+        """Writes to `folder` what the class keeps beside config.json and the weights: the names of those files."""
+        return []
 
     def quantize(self: ModelType, quantization: str) -> ModelType:
         """Replaces the weights of all linear layers, language-model head included, by "int8" or "int4" codes, in place

@@ -16,6 +16,7 @@ from checkpoint_helpers import assert_same_tensors, load, make_model
 
 from persimmon_ext.checkpoints import CheckpointError, replacing, save_pretrained
 from persimmon_ext.checkpoints.inspection import open_checkpoint
+from persimmon_ext.heads import PersimmonForCausalLM
 
 SIZES = ["5GB", 3000]
 TESTS = Path(__file__).parent
@@ -63,6 +64,25 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path: Path, size: int | str
     assert ".safetensors" in str(caught.value.filename)
     assert contents(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(before)
+
+
+def test_generation_config_is_replaced_with_the_rest(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "checkpoint", tmp_path / "elsewhere.json"
+    make_model().save_pretrained(folder)
+    before = contents(folder)
+    other = make_model(seed=1)
+    other.generation_config.bad_words_ids = [[{1}]]
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        other.save_pretrained(folder)
+    assert contents(folder) == before
+    other.generation_config.bad_words_ids = [[1]]
+    elsewhere.write_text("of somebody else")
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").symlink_to(elsewhere)
+    other.save_pretrained(folder)
+    assert elsewhere.read_text() == "of somebody else"
+    assert PersimmonForCausalLM.from_pretrained(folder).generation_config.bad_words_ids == [[1]]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(before)
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,13 +36,15 @@ def save_pretrained(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
     state_dict: Mapping[str, Tensor] | None = None,
+    write_beside: Callable[[Path], Sequence[str]] | None = None,
 ) -> None:
     """Writes `model` to `folder`: config.json, and model.safetensors or, above `max_shard_size`, shards with an index.
 
     Tensors are written row-major whatever their layout in memory, a tied head once. `max_shard_size` is in bytes, or a
     string such as "500MB" or "2GiB"; a tensor larger than that gets a file of its own. `state_dict` replaces that of
     the model. The files of a quantised model are called quantized….safetensors, and its config.json says the format. A
-    trimmed vocabulary is written whole.
+    trimmed vocabulary is written whole. `write_beside` writes further files to the folder it is given, and returns
+    their names.
 
     Everything is written beside the old files first, a few megabytes of a tensor at a time: if that fails, or the
     process is killed, the folder is as before. Weight files of an earlier save that no longer belong are removed at the
@@ -64,9 +66,11 @@ def save_pretrained(
     quantized = QUANTIZATION_FIELD in config.extra
     shards = split(sources, limit)
     contents = dict(zip(shard_names(len(shards), quantized=quantized), shards, strict=True))
-    published = [CONFIG_NAME, *contents]
     with staged(target) as staging:
         config.save_pretrained(staging)
+        published = [CONFIG_NAME, *contents]
+        if write_beside is not None:
+            published += write_beside(staging)
         for name, shard in contents.items():
             write_safetensors(staging / name, {key: sources[key] for key in shard})
         if len(shards) > 1:

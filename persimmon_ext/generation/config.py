@@ -165,10 +165,11 @@ class GenerationConfig:
         """The settings that are set."""
         return {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes generation_config.json."""
+    def save(self, folder: str | os.PathLike[str]) -> str:
+        """Writes generation_config.json; returns that name."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
+        return FILE_NAME
 
 
 _FIELDS = tuple(field.name for field in fields(GenerationConfig))
