@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,10 @@ def run_decoder(model: PersimmonModel, **arguments: Any) -> BaseModelOutputWithP
 
 
 class PersimmonForCausalLM(PersimmonPreTrainedModel):
-    """Persimmon with a language-model head. Drop-in for transformers' class of the same name."""
+    """Persimmon with a language-model head. Drop-in for transformers' class of the same name.
+
+    Loads and saves generation_config.json beside the weights.
+    """
 
     def __init__(self, config: PersimmonConfig) -> None:
         super().__init__(config)
@@ -46,12 +48,8 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         self.decode_graphs = DecodeGraphs()
         self.generation_config = generation.GenerationConfig.from_model_config(self.config)
 
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], **options: Any) -> PersimmonForCausalLM:
-        """As :meth:`PersimmonPreTrainedModel.from_pretrained`; reads generation_config.json too, where there is one."""
-        model = super().from_pretrained(path, **options)
-        model.generation_config = generation.GenerationConfig.from_folder(path) or model.generation_config
-        return model
+    def _read_beside(self, folder: Path) -> None:
+        self.generation_config = generation.GenerationConfig.from_folder(folder) or self.generation_config
 
     def _write_beside(self, folder: Path) -> list[str]:
         return [self.generation_config.save(folder)]

@@ -87,6 +87,7 @@ class PersimmonPreTrainedModel(nn.Module):
             max_memory=max_memory,
             hub=HubRequest(revision, cache_dir, local_files_only, token),
             progress=progress,
+            read_beside=cls._read_beside,
             **config_fields,
         )
 
@@ -107,6 +108,9 @@ class PersimmonPreTrainedModel(nn.Module):
             state_dict=state_dict,
             write_beside=self._write_beside,
         )
+
+    def _read_beside(self, folder: Path) -> None:
+        """Takes from `folder` what :meth:`_write_beside` writes, where it is there."""
 
     def _write_beside(self, folder: Path) -> list[str]:
         """Writes to `folder` what the class keeps beside config.json and the weights: the names of those files."""

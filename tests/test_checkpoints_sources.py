@@ -146,6 +146,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 @pytest.mark.parametrize("size", ["5GB", 3000])
 def test_a_repository(hub: Hub, size: int | str, tmp_path: Path) -> None:
     model = make_model()
+    model.generation_config.max_new_tokens = 7
     model.save_pretrained(hub.repository, max_shard_size=size)
     (hub.repository / "README.md").write_text("not needed")
     torch.save(model.state_dict(), hub.repository / "pytorch_model.bin")
@@ -153,6 +154,7 @@ def test_a_repository(hub: Hub, size: int | str, tmp_path: Path) -> None:
         NAME, revision="main", cache_dir=tmp_path / "cache", local_files_only=True, token="secret"
     )
     assert_same_tensors(model, loaded)
+    assert loaded.generation_config == model.generation_config
     assert hub.options == {
         "revision": "main",
         "cache_dir": tmp_path / "cache",

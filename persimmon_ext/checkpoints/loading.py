@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +56,7 @@ def load_pretrained(
     max_memory: Mapping[int | str, int | str] | None = None,
     hub: HubRequest | None = None,
     progress: bool = True,
+    read_beside: Callable[[Model, Path], None] | None = None,
     **overrides: Any,
 ) -> Model:
     """Loads a `model_class` from the Hugging Face folder `path`, in eval mode.
@@ -73,6 +74,8 @@ def load_pretrained(
 
     `quantization`, "int8" or "int4", quantises the weights of the linear layers as they are read, from the values in
     the file (not rounded to `dtype` first). A folder whose config.json says that it is quantised loads as such.
+
+    `read_beside` is given the model, before it has weights, and the folder: for what else lies there.
 
     Raises FileNotFoundError or NotADirectoryError if the folder or a file is not there, CheckpointError if a file is
     damaged or does not fit the model, ValueError or TypeError for an unusable `dtype`, `device`, map or config.
@@ -96,6 +99,8 @@ def load_pretrained(
     infos = stored_tensors(files)
     with torch.device("meta"):
         model = model_class(config)
+    if read_beside is not None:
+        read_beside(model, folder)
     if stored is not None:
         empty_quantized(model, stored)
     aliases = tensor_aliases(model)
