@@ -154,6 +154,24 @@ def test_saving_writes_all_rows(tmp_path: Path, tied: bool, size: int | str) -> 
     torch.testing.assert_close(theirs(IDS).logits[..., KEPT], model(IDS).logits[..., KEPT], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_saving_a_state_dict_of_before(tmp_path: Path, tied: bool) -> None:
+    model = make_model(tie_word_embeddings=tied)
+    whole = make_model(seed=1, tie_word_embeddings=tied)
+    model.trim_vocab(ids=KEPT)
+    model.save_pretrained(tmp_path, state_dict=whole.state_dict())
+    assert_same_tensors(whole, load(tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(), (40,), (len(KEPT) + 1, 16), (len(KEPT), 15)])
+def test_a_state_dict_of_other_rows(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    model = make_model()
+    model.trim_vocab(ids=KEPT)
+    state = {**model.state_dict(), "model.embed_tokens.weight": torch.ones(shape)}
+    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight has the shape .*, or \[40, 16\] with all rows"):
+        model.save_pretrained(tmp_path, state_dict=state)
+
+
 def test_of_another_dtype(tmp_path: Path) -> None:
     model = make_model()
     expected = copy.deepcopy(model).bfloat16()

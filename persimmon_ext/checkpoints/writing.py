@@ -26,7 +26,7 @@ from persimmon_ext.checkpoints.safetensors_writer import Source, source_of, writ
 from persimmon_ext.checkpoints.targets import dtype_name, parse_size
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, quantized_format
-from persimmon_ext.trimmed_vocabulary import TRIMMED, TrimmedHead, whole_rows
+from persimmon_ext.trimmed_vocabulary import TRIMMED, DroppedRows, TrimmedHead, whole_rows
 
 
 def save_pretrained(
@@ -50,9 +50,9 @@ def save_pretrained(
     process is killed, the folder is as before. Weight files of an earlier save that no longer belong are removed at the
     end.
 
-    Raises ValueError if `safe_serialization` is False, the size makes no sense or a tensor has no values, TypeError for
-    something that is not a tensor, NotADirectoryError if `folder` is a file, BlockingIOError if another process is
-    saving there, OSError if the disk is full.
+    Raises ValueError if `safe_serialization` is False, the size makes no sense or a tensor has no values or, of a
+    trimmed vocabulary, another shape, TypeError for something that is not a tensor, NotADirectoryError if `folder` is a
+    file, BlockingIOError if another process is saving there, OSError if the disk is full.
     """
     if not safe_serialization:
         raise ValueError("safe_serialization=False is not available: only safetensors files are written.")
@@ -96,15 +96,28 @@ def _sources(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Sourc
     sources = {}
     trimmed = {name: module for name, module in model.named_modules() if isinstance(module, TRIMMED)}
     for name, tensor in tensors.items():
+        source = source_of(tensor)
         owner, _, leaf = name.rpartition(".")
-        module = trimmed.get(owner) or trimmed.get(owner.removesuffix(f".{TrimmedHead.ROWS}"))
-        if module is None:
-            sources[name] = source_of(tensor)
-            continue
-        whole = (len(module.is_kept), *tensor.shape[1:])
-        pieces = partial(whole_rows, tensor, module.dropped[leaf], module.is_kept)
-        sources[f"{owner.removesuffix(f'.{TrimmedHead.ROWS}')}.{leaf}"] = Source(whole, tensor.dtype, pieces)
+        owner = owner.removesuffix(f".{TrimmedHead.ROWS}")
+        module = trimmed.get(owner)
+        if module is None or leaf not in module.dropped:
+            sources[name] = source
+        else:
+            sources[f"{owner}.{leaf}"] = _whole_source(name, tensor, source, module.dropped[leaf], module.is_kept)
     return sources
+
+
+def _whole_source(name: str, tensor: Tensor, source: Source, dropped: DroppedRows, is_kept: Tensor) -> Source:
+    """`tensor`, of the vocabulary's kept rows or, as a `state_dict` of before it was trimmed has it, of all."""
+    kept, whole = (int(is_kept.sum()), *dropped.row_shape), (len(is_kept), *dropped.row_shape)
+    if source.shape == whole:
+        return source
+    if source.shape != kept:
+        raise ValueError(
+            f"{name} has the shape {list(source.shape)}; of the trimmed vocabulary it must be {list(kept)}, or "
+            f"{list(whole)} with all rows."
+        )
+    return Source(whole, source.dtype, partial(whole_rows, tensor, dropped, is_kept))
 
 
 def _config_to_save(model: nn.Module, tensors: Mapping[str, Tensor]) -> PersimmonConfig:
