@@ -85,6 +85,18 @@ def test_generation_config_is_replaced_with_the_rest(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(before)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_in_the_way(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "inside").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=rf"{name} is a folder, where a file of the checkpoint shall be"):
+        save_pretrained(make_model(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rename(tmp_path / "model-00001-of-00002.safetensors")
+    save_pretrained(make_model(), tmp_path)
+    assert_same_tensors(make_model(), load(tmp_path))
+    assert (tmp_path / "model-00001-of-00002.safetensors" / "inside").is_dir()
+
+
 def test_killed_while_writing(tmp_path: Path) -> None:
     save_pretrained(make_model(), tmp_path, max_shard_size=3000)
     before = contents(tmp_path)

@@ -60,7 +60,15 @@ def staged(folder: Path, resumed: str | None = None) -> Iterator[Path]:
 
 def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
     """Moves the files `names` from `staging` into `folder`, in that order, over any of the same name, and removes
-    weight files of an earlier save that aren't among them."""
+    weight files of an earlier save that aren't among them.
+
+    Raises IsADirectoryError, before anything has changed, if a folder has one of the names.
+    """
+    for name in names:
+        if _is_folder(folder / name):
+            raise IsADirectoryError(
+                f"{folder / name} is a folder, where a file of the checkpoint shall be; move it away."
+            )
     # All bytes reach the disk before the first rename: a power cut leaves no file that is there but empty.
     for name in names:
         with (staging / name).open("rb") as file:
@@ -117,9 +125,13 @@ def _finish(staging: Path, folder: Path) -> None:
     # The names that decide what is loaded go first: a reader finds the new weights as soon as they are gone.
     old = [path for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
     for path in [*(folder / name for name in _FIXED_NAMES), *old]:
-        if path.name not in names:
+        if path.name not in names and not _is_folder(path):  # a folder is never read as weights
             path.unlink(missing_ok=True)
     (staging / _JOURNAL).unlink()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()  # a link is replaced or removed itself
 
 
 def _is_file_name(name: object) -> bool:
