@@ -176,12 +176,33 @@ def test_a_journal_may_not_name_files_elsewhere(tmp_path: Path, name: object) ->
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("journal", "match"),
+    [
+        ("[]", "names no weights, as every save does"),
+        ('["config.json"]', "names no weights"),
+        ('["quantized.safetensors"]', r"names quantized\.safetensors, which are neither beside it nor"),
+        ("[" * 100_000, "is no list of file names"),
+    ],
+    ids=["empty", "no weights", "lost", "nested"],
+)
+def test_a_journal_that_no_save_wrote_deletes_nothing(tmp_path: Path, journal: str, match: str) -> None:
+    save_pretrained(make_model(), tmp_path)
+    before = contents(tmp_path)
+    staging = tmp_path / ".saving-x"
+    staging.mkdir()
+    (staging / "files.json").write_text(journal)
+    with pytest.raises(CheckpointError, match=match):
+        load(tmp_path)
+    assert contents(tmp_path) == before
+
+
 def test_a_folder_that_cannot_be_put_right_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_pretrained(make_model(), tmp_path)
     staging = tmp_path / ".saving-x"
     staging.mkdir()
     (staging / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
-    (staging / "files.json").write_text('["config.json"]')
+    (staging / "files.json").write_text('["config.json", "model.safetensors"]')
 
     def read_only(*_: object) -> None:
         raise PermissionError(13, "Permission denied")

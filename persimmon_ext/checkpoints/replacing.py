@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from persimmon_ext.checkpoints.errors import CheckpointError
+from persimmon_ext.checkpoints.errors import CheckpointError, listing
 from persimmon_ext.checkpoints.folder import QUANTIZED_NAMES, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME
 
 _STAGING_PREFIX = ".saving-"
@@ -114,11 +114,18 @@ def _settle_locked(folder: Path, *, keep: str | None = None, finish_only: bool =
 def _finish(staging: Path, folder: Path) -> None:
     try:
         names = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: thousands of nested brackets
         names = None
-    # The folder may come from anywhere: nothing in it may move files about elsewhere.
+    # The folder may come from anywhere: nothing in it may move files about elsewhere, or make a load delete weights.
     if not isinstance(names, list) or not all(map(_is_file_name, names)):
         raise CheckpointError(f"{staging / _JOURNAL} is no list of file names: {names!r}.")
+    if not any(name in _FIXED_NAMES or _SHARD.fullmatch(name) for name in names):
+        raise CheckpointError(f"{staging / _JOURNAL} names no weights, as every save does: {names!r}.")
+    lost = [name for name in names if not any(os.path.lexists(place / name) for place in (staging, folder))]
+    if lost:
+        raise CheckpointError(
+            f"{staging / _JOURNAL} names {listing(lost)}, which are neither beside it nor in {folder}."
+        )
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # it has its name already
             os.replace(staging / name, folder / name)
