@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from checkpoint_helpers import assert_same_tensors, load, make_model
 
-from persimmon_ext.checkpoints import CheckpointError, replacing, save_pretrained
+from persimmon_ext.checkpoints import CheckpointError, loading, replacing, save_pretrained
 from persimmon_ext.checkpoints.inspection import open_checkpoint
+from persimmon_ext.checkpoints.reading import WeightFile
 from persimmon_ext.heads import PersimmonForCausalLM
 
 SIZES = ["5GB", 3000]
@@ -162,6 +163,24 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         assert_same_tensors(make_model(), load(tmp_path))
         other.communicate("\n")
     save_pretrained(make_model(seed=1), tmp_path)
+    assert_same_tensors(make_model(seed=1), load(tmp_path))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_save_while_it_is_being_loaded(tmp_path: Path, size: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pretrained(make_model(), tmp_path, max_shard_size=size)
+    opened = loading.open_weights
+    left = [1]
+
+    def saving_first(path: Path) -> WeightFile:
+        if left and (path.name == "model.safetensors" or "-00002-of-" in path.name):
+            left.pop()
+            save_pretrained(make_model(seed=1), tmp_path, max_shard_size=size)
+        return opened(path)
+
+    monkeypatch.setattr(loading, "open_weights", saving_first)
+    with pytest.raises(CheckpointError, match=r"Another model was saved to .* while it was being loaded"):
+        load(tmp_path)
     assert_same_tensors(make_model(seed=1), load(tmp_path))
 
 

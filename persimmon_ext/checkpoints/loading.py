@@ -21,7 +21,7 @@ from persimmon_ext.checkpoints.names import Assignment, assign, tensor_aliases, 
 from persimmon_ext.checkpoints.placement import DeviceMap, block_of, connect, place
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, check_request, stored_format
 from persimmon_ext.checkpoints.reading import TensorInfo, WeightFile, open_weights
-from persimmon_ext.checkpoints.replacing import settle
+from persimmon_ext.checkpoints.replacing import check_unchanged, file_states, settle
 from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dtype
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
@@ -78,7 +78,8 @@ def load_pretrained(
     `read_beside` is given the model, before it has weights, and the folder: for what else lies there.
 
     Raises FileNotFoundError or NotADirectoryError if the folder or a file is not there, CheckpointError if a file is
-    damaged or does not fit the model, ValueError or TypeError for an unusable `dtype`, `device`, map or config.
+    damaged, does not fit the model or is replaced meanwhile, ValueError or TypeError for an unusable `dtype`, `device`,
+    map or config.
     """
     check_overrides(overrides)
     if device is not None and device_map is not None:
@@ -88,6 +89,7 @@ def load_pretrained(
     found = find_checkpoint(path, hub or HubRequest())
     settle(found)
     folder = checkpoint_folder(found)
+    before = file_states(folder)
     stored = stored_format(folder)
     check_request(quantization, stored, folder)
     if config is None:
@@ -119,6 +121,7 @@ def load_pretrained(
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, config.initializer_range)
+    check_unchanged(folder, before)
     if device_map is not None:
         connect(model, target.devices)
     return model.eval()

@@ -16,12 +16,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
-from persimmon_ext.checkpoints.folder import QUANTIZED_NAMES, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME
+from persimmon_ext.checkpoints.folder import CONFIG_NAME, QUANTIZED_NAMES, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME
 
 _STAGING_PREFIX = ".saving-"
 _JOURNAL = "files.json"
@@ -89,7 +89,7 @@ def settle(path: str | os.PathLike[str]) -> None:
     Raises CheckpointError if that can't be done.
     """
     folder = Path(path)
-    if not any(True for _ in folder.glob(f"{_STAGING_PREFIX}*/{_JOURNAL}")):
+    if not _has_journal(folder):
         return
     try:
         with _locked(folder, wait=True):
@@ -98,6 +98,30 @@ def settle(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             f"A save to {folder} was interrupted while its files took their names, and they can't now: {error}."
         ) from error
+
+
+def file_states(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when a save replaces the config or the weights of `folder`: to be had before reading them."""
+    names = [CONFIG_NAME, *_FIXED_NAMES, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))]
+    states: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            status = (folder / name).stat()
+            states[name] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return states
+
+
+def check_unchanged(folder: Path, before: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError if files of `folder` have been replaced since it had the :func:`file_states` `before`:
+    what was read then may be of two models. A lock would not do: those who save hold it for as long as they write, and
+    the old files can be read all that time."""
+    # The journal first: a save that has finished by then has changed the states.
+    if _has_journal(folder) or file_states(folder) != before:
+        raise CheckpointError(f"Another model was saved to {folder} while it was being loaded; load it again.")
+
+
+def _has_journal(folder: Path) -> bool:
+    return any(True for _ in folder.glob(f"{_STAGING_PREFIX}*/{_JOURNAL}"))
 
 
 def _settle_locked(folder: Path, *, keep: str | None = None, finish_only: bool = False) -> None:
