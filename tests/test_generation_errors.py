@@ -84,6 +84,8 @@ CASES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         "'int8' is for a cache that generate makes, and past_key_values was given",
     ),
     (IDS, {**ONE, "cache_implementation": "int8", "use_cache": False}, ValueError, "and use_cache=False was given"),
+    (IDS, {**ONE, "num_assistant_tokens": 4}, ValueError, "num_assistant_tokens=4 has no effect without drafting"),
+    (IDS, {**ONE, "max_matching_ngram_size": 2}, ValueError, "max_matching_ngram_size=2 has no effect without"),
     (IDS, {**ONE, "prefill_chunk_size": 0}, ValueError, "prefill_chunk_size must be at least 1, got 0"),
     # Penalties.
     (IDS, {**ONE, "no_repeat_ngram_size": -1}, ValueError, "no_repeat_ngram_size must be at least 0, got -1"),

@@ -80,6 +80,7 @@ def generate(
         assistant_model=assistant_model,
         tokenizer=tokenizer,
     )
+    _check_drafting(settings, request)
     prompt = prepare_prompt(
         input_ids,
         attention_mask,
@@ -142,6 +143,16 @@ def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, le
         plan=plan(slots, cache) if plan is not None and use_cache else None,
         recording=recording if config.return_dict_in_generate else None,
     )
+
+
+def _check_drafting(arguments: dict[str, Any], request: Request) -> None:
+    # Of the call's own arguments: older transformers wrote these settings into every checkpoint's file.
+    for name in ("num_assistant_tokens", "max_matching_ngram_size"):
+        if arguments.get(name) is not None and not request.speculates:
+            raise ValueError(
+                f"{name}={arguments[name]} has no effect without drafting: pass assistant_model or "
+                "prompt_lookup_num_tokens too."
+            )
 
 
 def _own_rows(cache: Any, rows: int, copies: int, slots: int) -> Any:
