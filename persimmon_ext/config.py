@@ -243,7 +243,7 @@ class PersimmonConfig:
             raise FileNotFoundError(f"There is no {CONFIG_NAME} at {str(path)!r}; give a local folder or file.")
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: thousands of nested brackets
             raise ValueError(f"{str(file)!r} is not valid JSON: {error}.") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{str(file)!r} must hold a JSON object, got {type(fields).__name__}.")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from adept_releases import VOCABULARY, reference_model, tarred, vocabulary, write_release
+from adept_releases import VOCABULARY, megatron, reference_model, tarred, vocabulary, write_release
 from checkpoint_helpers import edit_records
 from safetensors.torch import load_file
 
@@ -193,6 +193,11 @@ class TestMd5:
         monkeypatch.setitem(adept.MD5, hashlib.md5(tar.read_bytes()).hexdigest(), "this one")
         convert(tar, tmp_path / "converted", md5=True)
 
+    @pytest.mark.parametrize("md5", [None, 1])
+    def test_of_another_type(self, release: Path, tmp_path: Path, md5: Any) -> None:
+        with pytest.raises(TypeError, match=f"md5 must be True, False or a checksum, got {md5}"):
+            convert(release, tmp_path / "converted", md5=md5)
+
     def test_of_a_folder(self, release: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"md5 is the checksum of a tar, and .* is a folder"):
             convert(release, tmp_path / "converted", md5=True)
@@ -275,6 +280,15 @@ class TestBadReleases:
         second = Path("iter_0001251") / "mp_rank_01" / "model_optim_rng.pt"
         (release / second).write_bytes((tmp_path / "other" / second).read_bytes())
         self.refused(release, r"differ in having .*layers\.1\.")
+
+    @pytest.mark.parametrize(("name", "shape"), [("final_layernorm.bias", ()), ("self_attention.dense.weight", (4,))])
+    def test_too_few_dimensions(self, release: Path, name: str, shape: tuple[int, ...]) -> None:
+        with megatron():
+            content = torch.load(release / WEIGHTS, weights_only=False)
+            encoder = content["model"]["language_model"]["encoder"]
+            encoder[next(key for key in encoder if key.endswith(name))] = torch.ones(shape)
+            torch.save(content, release / WEIGHTS)
+        self.refused(release, rf"{name} has the shapes .*: too few dimensions")
 
     def test_pipeline_parallel(self, release: Path) -> None:
         (release / WEIGHTS).parent.rename(release / "iter_0001251" / "mp_rank_00_000")

@@ -116,3 +116,10 @@ class TestTensors:
         config.num_hidden_layers = 3
         with pytest.raises(CheckpointError, match=r"16 tensors missing: model\.layers\.2\."):
             load(folder, config=config)
+
+
+def test_a_config_nested_without_end(tmp_path: Path) -> None:
+    save_pretrained(make_model(), tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json' is not valid JSON"):
+        load(tmp_path)

@@ -103,6 +103,8 @@ def convert_adept(
 
 def check_md5(path: Path, expected: bool | str, *, progress: bool = False) -> None:
     """Raises CheckpointError unless the file has the checksum `expected`, or for True one of the public tars'."""
+    if not isinstance(expected, (bool, str)):
+        raise TypeError(f"md5 must be True, False or a checksum, got {expected!r}.")
     if path.is_dir():
         raise ValueError(f"md5 is the checksum of a tar, and {path} is a folder.")
     digest = hashlib.md5(usedforsecurity=False)

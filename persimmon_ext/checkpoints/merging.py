@@ -81,6 +81,10 @@ def _merged_tensor(ranks: Sequence[Rank], name: str, new: str, dtype: torch.dtyp
     if not first.is_floating_point() or any(part.dtype != first.dtype for part in parts):
         raise CheckpointError(f"Tensor {name} has the dtypes {listing(str(part.dtype) for part in parts)}.")
     dim = 0 if new.endswith(_BY_ROWS) else 1 if new.endswith(_BY_COLUMNS) else None
+    if any(part.dim() <= (dim or 0) for part in parts):
+        raise CheckpointError(
+            f"Tensor {name} has the shapes {listing(str(list(part.shape)) for part in parts)}: too few dimensions."
+        )
     if dim is None:
         _check_same(ranks, name)
         ranks, parts, dim = ranks[:1], parts[:1], 0
