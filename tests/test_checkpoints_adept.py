@@ -290,6 +290,10 @@ class TestBadReleases:
             torch.save(content, release / WEIGHTS)
         self.refused(release, rf"{name} has the shapes .*: too few dimensions")
 
+    def test_a_dtype_of_no_weight(self, tmp_path: Path) -> None:
+        release = write_release(tmp_path / "release", reference_model(torch.float32).to(torch.float8_e4m3fn))
+        self.refused(release, "has the dtypes torch.float8_e4m3fn")
+
     def test_pipeline_parallel(self, release: Path) -> None:
         (release / WEIGHTS).parent.rename(release / "iter_0001251" / "mp_rank_00_000")
         self.refused(release, "is of a pipeline-parallel release")

@@ -14,6 +14,7 @@ from torch import Tensor
 from persimmon_ext.checkpoints.adept import Rank
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
 from persimmon_ext.checkpoints.safetensors_writer import Source
+from persimmon_ext.checkpoints.targets import WEIGHT_DTYPES
 
 _BY_ROWS = (
     "embed_tokens.weight",
@@ -78,7 +79,7 @@ def check_shapes(sources: Mapping[str, Source], expected: Mapping[str, tuple[int
 def _merged_tensor(ranks: Sequence[Rank], name: str, new: str, dtype: torch.dtype | None) -> Source:
     parts = [rank.tensors[name] for rank in ranks]
     first = parts[0]
-    if not first.is_floating_point() or any(part.dtype != first.dtype for part in parts):
+    if first.dtype not in WEIGHT_DTYPES.values() or any(part.dtype != first.dtype for part in parts):
         raise CheckpointError(f"Tensor {name} has the dtypes {listing(str(part.dtype) for part in parts)}.")
     dim = 0 if new.endswith(_BY_ROWS) else 1 if new.endswith(_BY_COLUMNS) else None
     if any(part.dim() <= (dim or 0) for part in parts):
