@@ -65,7 +65,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
       .keys = arguments.keys(),
       .scale = static_cast<float>(scale),
   };
-  check_launch(launch_for_device(params, arguments.dtype, q), "attention", q);
+  check_launch(launch_for_device(params, arguments.dtype, q), "attention", q, "q");
   return {out, lse};
 }
 

@@ -49,7 +49,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
       .scale = static_cast<float>(scale),
   };
   check_launch(launch_attention_backward(params, arguments.dtype, c10::cuda::getCurrentCUDAStream().stream()),
-               "attention_backward", q);
+               "attention_backward", q, "q");
   return {dq, dk, dv};
 }
 
