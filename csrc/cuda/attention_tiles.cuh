@@ -5,10 +5,10 @@
 // one ldmatrix step reads at one column lie in 8 different groups of banks.
 #pragma once
 #include "../simt/simt.h"
+#include "head_dim.cuh"
 
 namespace persimmon::cuda {
 
-constexpr int kHeadDim = 64;
 constexpr int kChunks = 8;  // of a row
 constexpr int kChunkElements = 8;
 constexpr int kTileThreads = 128;  // of the blocks that load tiles: 4 warps

@@ -8,11 +8,10 @@
 #include <tuple>
 
 #include "../attention_hopper.cuh"
+#include "../head_dim.cuh"
 
 namespace persimmon::cuda {
 namespace {
-
-constexpr int64_t kHeadDim = 64;
 
 std::optional<at::Tensor> check_range(const std::optional<at::Tensor>& values, const char* name, const at::Tensor& q) {
   if (!values.has_value()) return std::nullopt;
