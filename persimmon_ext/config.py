@@ -54,6 +54,9 @@ class PersimmonConfig:
         initializer_range: float = 0.02,
         layer_norm_eps: float = 1e-5,
         use_cache: bool = True,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
         tie_word_embeddings: bool = False,
         qk_layernorm: bool = True,
         hidden_dropout: float = 0.0,
@@ -81,6 +84,9 @@ class PersimmonConfig:
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
         self.use_cache = use_cache
+        self.output_attentions = output_attentions
+        self.output_hidden_states = output_hidden_states
+        self.return_dict = return_dict
         self.tie_word_embeddings = tie_word_embeddings
         self.qk_layernorm = qk_layernorm
         self.hidden_dropout = hidden_dropout

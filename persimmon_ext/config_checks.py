@@ -20,6 +20,14 @@ _SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+_FLAGS = (
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "tie_word_embeddings",
+    "qk_layernorm",
+)
 
 
 def check_config(config: PersimmonConfig) -> None:
@@ -31,7 +39,7 @@ def check_config(config: PersimmonConfig) -> None:
             f"hidden_size must be a multiple of num_attention_heads, got {config.hidden_size!r} and "
             f"{config.num_attention_heads!r}."
         )
-    for name in ("use_cache", "tie_word_embeddings", "qk_layernorm"):
+    for name in _FLAGS:
         if not isinstance(getattr(config, name), bool):
             raise TypeError(f"{name} must be true or false, got {getattr(config, name)!r}.")
     if not isinstance(config.hidden_act, str) or not config.hidden_act:

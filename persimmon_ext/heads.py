@@ -27,7 +27,7 @@ from persimmon_ext.quantized_layers import QuantizedLinear
 
 
 def run_decoder(model: PersimmonModel, **arguments: Any) -> BaseModelOutputWithPast:
-    output = model(**arguments)
+    output = model(**arguments, return_dict=True)
     if not isinstance(output, BaseModelOutputWithPast):
         raise TypeError(f"The decoder must return its outputs by name, got {type(output).__name__}.")
     return output
@@ -73,9 +73,9 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
@@ -125,7 +125,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result.to_tuple() if return_dict is False else result
+        return result.as_asked(return_dict, self.config.return_dict)
 
     def generate(self, input_ids: Tensor | None = None, **arguments: Any) -> Any:
         """Continues a prompt; see :func:`persimmon_ext.generation.generate` for the arguments."""
@@ -200,9 +200,9 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
         """Logits [B, labels] at the last token that isn't ``config.pad_token_id`` (the last one, for inputs_embeds).
 
@@ -235,7 +235,7 @@ class PersimmonForSequenceClassification(PersimmonPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result.to_tuple() if return_dict is False else result
+        return result.as_asked(return_dict, self.config.return_dict)
 
     def last_tokens(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor:
         """The position of each row's last token that isn't padding, int64 [B]."""
@@ -271,9 +271,9 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Logits [B, T, labels], and the mean cross entropy with `labels` int64 [B, T] (-100 doesn't count)."""
         output = run_decoder(
@@ -294,4 +294,4 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result.to_tuple() if return_dict is False else result
+        return result.as_asked(return_dict, self.config.return_dict)

@@ -45,12 +45,14 @@ class PersimmonModel(PersimmonPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         cache_position: Tensor | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Runs the decoder over new tokens.
+
+        Where use_cache, output_attentions, output_hidden_states or return_dict is None, the config's value holds.
 
         Args:
             input_ids: [B, T] token ids, or
@@ -61,10 +63,10 @@ class PersimmonModel(PersimmonPreTrainedModel):
             position_ids: [B or 1, T]; default: `cache_position`, or the cached length and on.
             past_key_values: keys and values of earlier tokens, extended in place; any object with transformers'
                 ``update`` and ``get_seq_length`` works.
-            use_cache: make and return a cache; default: the config's.
+            use_cache: make and return a cache.
             output_attentions: return each layer's probabilities [B, H, T, S].
             output_hidden_states: return the embedding, each layer's output but the last, and the final norm's.
-            return_dict: False returns a tuple; None is True.
+            return_dict: False returns a tuple.
             cache_position: [T], the cache slots of the new tokens, consecutive; a first slot below the cached length
                 drops the tokens from there on.
         Returns: last_hidden_state [B, T, C], past_key_values, hidden_states, attentions.
@@ -73,7 +75,10 @@ class PersimmonModel(PersimmonPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         x = self.embed(input_ids) if input_ids is not None else check_embeds(inputs_embeds, self.config.hidden_size)
-        use_cache = self.config.use_cache if use_cache is None else use_cache
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.checkpointing is not None and self.training and torch.is_grad_enabled()
         if checkpointing and (use_cache or past_key_values is not None):
             # A layer that runs again in the backward pass would append to the cache again.
@@ -81,7 +86,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
                 raise ValueError("past_key_values can't be combined with gradient checkpointing in training.")
             warnings.warn("use_cache is off: gradient checkpointing is on.", stacklevel=2)
             use_cache = False
-        cache = DynamicCache(self.config) if use_cache and past_key_values is None else past_key_values
+        cache = DynamicCache(config) if use_cache and past_key_values is None else past_key_values
         step = self.plan(x, attention_mask, position_ids, cache, cache_position, output_attentions)
 
         hidden_states, attentions = [x], []
@@ -102,7 +107,7 @@ class PersimmonModel(PersimmonPreTrainedModel):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
-        return output.to_tuple() if return_dict is False else output
+        return output.as_asked(return_dict, config.return_dict)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """input_ids [B, T] -> [B, T, C]."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 from torch.utils import _pytree
 
 from persimmon_ext.cache import Cache
+
+Output = TypeVar("Output", bound="ModelOutput")
 
 
 class ModelOutput(dict[str, Any]):
@@ -85,6 +87,10 @@ class ModelOutput(dict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """Returns the fields that are not None, in order."""
         return tuple(self.values())
+
+    def as_asked(self: Output, return_dict: bool | None, default: bool) -> Output | tuple[Any, ...]:
+        """Returns itself, or its tuple where `return_dict`, or where that is None `default`, is False."""
+        return self if (default if return_dict is None else return_dict) else self.to_tuple()
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ SHARED = (
     *("max_position_embeddings", "initializer_range", "layer_norm_eps", "use_cache", "tie_word_embeddings"),
     *("qk_layernorm", "hidden_dropout", "attention_dropout", "pad_token_id", "bos_token_id", "eos_token_id"),
     *("num_labels", "problem_type", "id2label", "label2id", "rope_parameters", "architectures"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
 )
 ROPES = {
     "default": {"rope_type": "default"},
@@ -119,9 +120,8 @@ def test_published_checkpoint_of_transformers_4():
 
 
 def test_unknown_keys_are_kept(tmp_path):
-    config = PersimmonConfig(**SMALL, my_setting={"a": [1, 2]}, output_attentions=True)
-    assert config.extra == {"my_setting": {"a": [1, 2]}, "output_attentions": True}
-    assert config.output_attentions is True
+    config = PersimmonConfig(**SMALL, my_setting={"a": [1, 2]})
+    assert config.extra == {"my_setting": {"a": [1, 2]}}
     config.later = "added"
     config.save_pretrained(tmp_path)
     again = PersimmonConfig.from_pretrained(tmp_path)
@@ -205,6 +205,9 @@ CONFIGS = st.fixed_dictionaries(
         "layer_norm_eps": st.floats(1e-12, 1e-2),
         "hidden_dropout": st.floats(0, 0.99),
         "use_cache": st.booleans(),
+        "output_attentions": st.booleans(),
+        "output_hidden_states": st.booleans(),
+        "return_dict": st.booleans(),
         "eos_token_id": st.none() | st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=1, max_size=3),
         "pad_token_id": st.none() | st.integers(-1, 9),
         "num_labels": st.integers(1, 5),

@@ -159,8 +159,21 @@ def test_compile_fullgraph(pair, masked):
         torch.testing.assert_close(compiled(IDS, **options).logits, ours(IDS, **options).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_return_dict_none_is_the_default(pair):
-    assert pair[0](IDS, return_dict=None).logits is not None
+def test_what_is_returned_is_the_configs_choice_where_the_call_has_none(pair):
+    pair[1].set_attn_implementation("eager")  # the only one that returns probabilities there
+    for model in pair:
+        model.config.output_attentions = model.config.output_hidden_states = True
+    with torch.no_grad():
+        ours, theirs = (model(IDS) for model in pair)
+        assert list(ours) == list(theirs)
+        assert max_error(torch.stack(ours.attentions), torch.stack(theirs.attentions)) < 1e-5
+        assert max_error(torch.stack(ours.hidden_states), torch.stack(theirs.hidden_states)) < 1e-4
+        assert pair[0](IDS, output_attentions=False, output_hidden_states=False).keys() == {"logits", "past_key_values"}
+        tokens = pair[0].generate(IDS, max_new_tokens=4)
+        pair[0].config.return_dict = False  # transformers' head fails on it
+        assert torch.equal(pair[0](IDS)[0], ours.logits)
+        assert pair[0](IDS, return_dict=True).logits.shape == theirs.logits.shape
+        assert torch.equal(pair[0].generate(IDS, max_new_tokens=4), tokens)
 
 
 def test_a_transformers_config_will_do(pair):

@@ -135,15 +135,14 @@ class Runner:
 
     def _forward(self, module: Any, tokens: Tensor, first: int, **options: Any) -> Any:
         end = first + tokens.shape[1]
-        if self.recording:
-            options |= {"output_attentions": self.recording.attentions}
-            options |= {"output_hidden_states": self.recording.hidden_states}
         output = module(
             input_ids=tokens,
             attention_mask=None if self._mask is None else self._mask[:, :end],
             position_ids=None if self._positions is None else self._positions[:, first:end],
             past_key_values=self.cache,
             use_cache=self.use_cache,
+            output_attentions=self.recording.attentions,
+            output_hidden_states=self.recording.hidden_states,
             return_dict=True,
             **options,
         )
