@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
-import json.decoder
 import runpy
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ import persimmon_ext
 from persimmon_ext.tokenizer import PersimmonTokenizer
 
 TINY = Path(persimmon_ext.__file__).parent / "assets" / "tiny" / "tokenizer.model"
+#: Python code that never changes: other text makes other pieces, and other ties between ways to cut white space.
+CORPUS = Path(__file__).parent / "corpus.txt"
 SPACE = "\u2581"
 
 WORDS = ["def ", "    ", "return", "\n", "</s>", "<s>", "<unk>", "|ENDOFTEXT|", "<0x41>", "é", "☃", "👍🏽", "\t", " "]
@@ -34,7 +34,7 @@ def source(*modules: Any) -> str:
 def train(**options: Any) -> bytes:
     """A serialized model trained with sentencepiece's defaults, except for ``options``."""
     model = io.BytesIO()
-    lines = [line for line in source(textwrap, json.decoder).split("\n") if line]
+    lines = [line for line in CORPUS.read_text(encoding="utf-8").split("\n") if line]
     defaults = {"vocab_size": 600, "minloglevel": 2, "num_threads": 1, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, **{**defaults, **options}
