@@ -185,7 +185,7 @@ class CacheLayer:
         stored = self._storage[0]
         have, got = (stored.shape[0], stored.shape[1], stored.shape[3]), (batch, heads, dim)
         # "cuda" names the current CUDA device, whose tensors say "cuda:0".
-        same_device = stored.device.type == device.type and device.index in (None, stored.device.index)
+        same_device = stored.device == device or (stored.device.type == device.type and device.index is None)
         if have != got or stored.dtype != dtype or not same_device:
             raise ValueError(
                 f"The cache holds (batch, heads, head dim) {have} in {stored.dtype} on {stored.device}, and cannot "

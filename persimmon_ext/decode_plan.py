@@ -9,15 +9,24 @@ Dims: B batch, T new tokens, H heads, D head dim, R rotary dim, C hidden, V voca
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from persimmon_ext import ops
+from persimmon_ext.bound_layers import (
+    AddedProduct,
+    AddNorm,
+    Attend,
+    Norm,
+    Product,
+    bind_add_norm,
+    bind_added_product,
+    bind_decode_attention,
+    bind_norm,
+    bind_product,
+)
 from persimmon_ext.cache import Cache
 from persimmon_ext.inputs import restored_on_error
 from persimmon_ext.layers import (
@@ -38,16 +47,15 @@ _PLAIN = (*_PRODUCTS, LayerNorm, PersimmonAttention, PersimmonDecoderLayer, Pers
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a decoder layer does, as functions, and the parameters of its QK-norm."""
+    """What a decoder layer does, as functions."""
 
-    input_norm: Callable[[Tensor], Tensor]
-    query_key_value: Callable[..., Tensor]
-    qk_norms: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-    dense: Callable[..., Tensor]
-    norm_weight: Tensor
-    norm_bias: Tensor
-    up: Callable[..., Tensor]
-    down: Callable[..., Tensor]
+    input_norm: Norm
+    query_key_value: Product
+    attend: Attend
+    dense: Product
+    add_norm: AddNorm
+    up: Product
+    down: AddedProduct
 
 
 class DecodePlan:
@@ -57,13 +65,13 @@ class DecodePlan:
         """`slots`: S, the greatest number of tokens a row, for which rotary angles are computed beforehand."""
         decoder: PersimmonModel = model.model
         self._heads, self._head_dim = model.config.num_attention_heads, model.config.head_dim
-        self._eps = model.config.layer_norm_eps
         self._embedding = decoder.embed_tokens.weight
-        self._layers = [_flatten(layer) for layer in decoder.layers]
-        self._final_norm = decoder.final_layernorm.forward
-        self._head = model.lm_head.forward
         self._rotary = decoder.rotary_emb
         self._make_table(min(slots, model.config.max_position_embeddings))
+        angle = self.angles(self._slots[:, :1])[0]
+        self._layers = [_flatten(layer, self._embedding, angle) for layer in decoder.layers]
+        self._final_norm = bind_norm(decoder.final_layernorm, self._embedding)
+        self._head = bind_product(model.lm_head, self._embedding)
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -83,11 +91,11 @@ class DecodePlan:
         `padding` int64 [B]: leading slots of each row that hold no token; None: none.
         """
         B, T = tokens.shape
-        if first + T > len(self._slots):
+        if first + T > self._slots.shape[1]:
             self._make_table(2 * (first + T))
-        slots = self._slots[first : first + T].expand(B, T)
+        slots = self._slots.narrow(1, first, T).expand(B, T)
         if padding is None and self._table is not None:
-            cos, sin = (table[None, first : first + T] for table in self._table)
+            cos, sin = self._table[0].narrow(1, first, T), self._table[1].narrow(1, first, T)
         else:
             positions = slots if padding is None else (slots - padding[:, None]).clamp(min=0)
             cos, sin = self.angles(positions)
@@ -97,47 +105,43 @@ class DecodePlan:
         return logits
 
     def _make_table(self, slots: int) -> None:
-        self._slots = torch.arange(slots, device=self._embedding.device)
+        self._slots = torch.arange(slots, device=self._embedding.device)[None]  # [1, S]
+        # cos and sin, fp32 [1, S, R/2]
         self._table: tuple[Tensor, Tensor] | None = None
         if not self._rotary.depends_on_longest:
-            cos, sin = self._rotary.forward(self._slots[None])
-            self._table = cos[0], sin[0]
+            self._table = self._rotary.forward(self._slots)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, fp32 [B, T, R/2], at positions int64 [B, T]."""
         if self._table is None:
             angles: tuple[Tensor, Tensor] = self._rotary.forward(positions)
             return angles
-        return self._table[0][positions], self._table[1][positions]
+        return self._table[0][0, positions], self._table[1][0, positions]
 
     def run(
         self, tokens: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, padding: Tensor | None, cache: Cache
     ) -> Tensor:
         """The kernels alone: writes K and V into `slots` int64 [B, T] without advancing the cache."""
-        x = F.embedding(tokens, self._embedding)
+        x = torch.embedding(self._embedding, tokens)
         B, T, C = x.shape
-        heads, head_dim, eps = self._heads, self._head_dim, self._eps
+        heads, head_dim = self._heads, self._head_dim
         for index, layer in enumerate(self._layers):
             qkv = layer.query_key_value(layer.input_norm(x)).view(B, T, heads, 3, head_dim)
             k_cache, v_cache = cache.buffers(index, (B, heads, T, head_dim), qkv.dtype, qkv.device)
-            attended = ops.decode_attention_(
-                qkv, *layer.qk_norms, cos, sin, k_cache, v_cache, slots, start=padding, eps=eps
-            )
-            x, normed = ops.add_layer_norm(
-                layer.dense(attended.reshape(B, T, C)), x, layer.norm_weight, layer.norm_bias, eps
-            )
-            x = layer.down(layer.up(normed, relu2=True), residual=x)
+            attended = layer.attend(qkv, cos, sin, k_cache, v_cache, slots, padding)
+            x, normed = layer.add_norm(layer.dense(attended.reshape(B, T, C)), x)
+            x = layer.down(layer.up(normed), x)
         return self._head(self._final_norm(x))
 
 
-def _flatten(layer: Any) -> _Layer:
+def _flatten(layer: Any, like: Tensor, angle: Tensor) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
-        input_norm=layer.input_layernorm.forward,
-        query_key_value=layer.self_attn.query_key_value.forward,
-        qk_norms=layer.self_attn.norms(),
-        dense=layer.self_attn.dense.forward,
-        norm_weight=layer.post_attention_layernorm.weight,
-        norm_bias=layer.post_attention_layernorm.bias,
-        up=layer.mlp.dense_h_to_4h.forward,
-        down=layer.mlp.dense_4h_to_h.forward,
+        input_norm=bind_norm(layer.input_layernorm, like),
+        query_key_value=bind_product(attention.query_key_value, like),
+        attend=bind_decode_attention(attention, like, angle),
+        dense=bind_product(attention.dense, like),
+        add_norm=bind_add_norm(layer.post_attention_layernorm, like),
+        up=bind_product(mlp.dense_h_to_4h, like, relu2=True),
+        down=bind_added_product(mlp.dense_4h_to_h, like),
     )
