@@ -52,6 +52,7 @@ class PersimmonPreTrainedModel(nn.Module):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        verify: bool = True,
         progress: bool = True,
         **config_fields: Any,
     ) -> ModelType:
@@ -70,6 +71,8 @@ class PersimmonPreTrainedModel(nn.Module):
                 CPU what they can't hold; {"model.layers.0": 0, …} says it module by module, "" standing for the rest.
             max_memory: the most bytes of weights per device for "auto", such as {0: "20GiB", "cpu": "60GiB"}.
             revision, cache_dir, local_files_only, token: what to download, as huggingface_hub understands them.
+            verify: compare the weights with the checksums that :meth:`save_pretrained`, the conversion of a release and
+                torch.save leave in their files. Files of others have none.
             progress: show a progress bar where loading takes more than two seconds.
             config_fields: fields of the config, such as num_labels=3, in place of the folder's.
         Raises: FileNotFoundError, or checkpoints.CheckpointError in a sentence, for anything that doesn't fit.
@@ -86,6 +89,7 @@ class PersimmonPreTrainedModel(nn.Module):
             device_map=device_map,
             max_memory=max_memory,
             hub=HubRequest(revision, cache_dir, local_files_only, token),
+            verify=verify,
             progress=progress,
             read_beside=cls._read_beside,
             **config_fields,

@@ -16,7 +16,7 @@ from checkpoint_helpers import assert_same_tensors, load, make_model
 
 from persimmon_ext.checkpoints import CheckpointError, loading, replacing, save_pretrained
 from persimmon_ext.checkpoints.inspection import open_checkpoint
-from persimmon_ext.checkpoints.reading import WeightFile
+from persimmon_ext.checkpoints.weight_file import WeightFile
 from persimmon_ext.heads import PersimmonForCausalLM
 
 SIZES = ["5GB", 3000]
@@ -172,11 +172,11 @@ def test_a_save_while_it_is_being_loaded(tmp_path: Path, size: int | str, monkey
     opened = loading.open_weights
     left = [1]
 
-    def saving_first(path: Path) -> WeightFile:
+    def saving_first(path: Path, **options: bool) -> WeightFile:
         if left and (path.name == "model.safetensors" or "-00002-of-" in path.name):
             left.pop()
             save_pretrained(make_model(seed=1), tmp_path, max_shard_size=size)
-        return opened(path)
+        return opened(path, **options)
 
     monkeypatch.setattr(loading, "open_weights", saving_first)
     with pytest.raises(CheckpointError, match=r"Another model was saved to .* while it was being loaded"):

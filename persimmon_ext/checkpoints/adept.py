@@ -16,7 +16,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +24,9 @@ from torch import Tensor
 
 from persimmon_ext.checkpoints import pickles
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.checkpoints.reading import placed_tensors
 from persimmon_ext.checkpoints.region import Region
+from persimmon_ext.checkpoints.weight_file import WeightFile
 
 MD5 = {
     "cd0320cba9efad9ccd18e9ec4d16ae1b": "8b_base_model_release.tar",
@@ -36,6 +38,9 @@ _WEIGHTS = re.compile(r"(?:.*/)?iter_(\d+)/mp_rank_(\d+)(_\d+)?/model_optim_rng\
 _LATEST = "latest_checkpointed_iteration.txt"
 _VOCABULARY = "adept_vocab.model"
 _DEEPEST = 4  # folders between the one that is named and a file of the release
+_MOST_NESTED = 32  # dictionaries, of a model's parts
+# Of Megatron's formats: before 2 the features of query_key_value had another order. The authors' library writes none.
+_VERSIONS = (2.0, 3.0)
 
 
 class PlainObject:
@@ -82,19 +87,15 @@ class Member:
     def read(self) -> bytes:
         """All of a small file."""
         with self.open() as region:
-            content = bytearray(region.size)
-            region.read_into(memoryview(content), 0)
-        return bytes(content)
+            return region.read(0, region.size)
 
 
 @dataclass(frozen=True)
 class Rank:
     """What one rank's file holds."""
 
-    region: Region
-    tensors: Mapping[str, Tensor]
-    """On the meta device; by the names in the file, joined by dots."""
-    places: Mapping[str, pickles.Place]
+    weights: WeightFile
+    """By the names in the file, joined by dots; each row-major."""
     arguments: Mapping[str, Any]
     """The authors' command-line arguments, by which the model was trained."""
 
@@ -111,7 +112,7 @@ class Release:
         """The ranks' tensors, without their values. Raises CheckpointError for a file that is damaged, or asks for
         anything that isn't plain data."""
         with ExitStack() as stack:
-            yield [_open_rank(stack.enter_context(member.open())) for member in self.weights]
+            yield [_open_rank(stack, member) for member in self.weights]
 
 
 def find_release(path: Path) -> Release:
@@ -162,48 +163,67 @@ def _folder_members(folder: Path) -> Iterator[Member]:
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    size = path.stat().st_size
+    found: dict[str, Member] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with Region(path) as region, region.stream() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for entry in archive:
-                if not entry.isreg():
+                if entry.islnk() and entry.linkname in found:
+                    found[entry.name] = replace(found[entry.linkname], name=entry.name)
+                elif entry.isreg():
+                    found[entry.name] = _tar_member(path, entry, region.size)
+                else:
                     continue
-                if entry.sparse is not None:
-                    raise CheckpointError(
-                        f"{entry.name} in {path} is stored sparsely; unpack the tar, give its folder."
-                    )
-                if entry.offset_data + entry.size > size:
-                    raise CheckpointError(
-                        f"{path} is cut short: {entry.name} goes to byte {entry.offset_data + entry.size}, but the "
-                        f"file ends at {size}."
-                    )
-                yield Member(entry.name, path, entry.offset_data, entry.size)
-    except (tarfile.TarError, EOFError) as error:
+                yield found[entry.name]
+    except CheckpointError:
+        raise
+    # tarfile lets some damage through as errors of what it calls: of int() and of seek().
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # of opening the tar
+            raise
         hint = "; if it is compressed, decompress it first" if path.suffix not in (".tar", "") else ""
         raise CheckpointError(f"{path} is not a readable tar: {error}{hint}.") from error
 
 
-def _open_rank(region: Region) -> Rank:
+def _tar_member(path: Path, entry: tarfile.TarInfo, size: int) -> Member:
+    if entry.sparse is not None:
+        raise CheckpointError(f"{entry.name} in {path} is stored sparsely; unpack the tar, give its folder.")
+    if entry.size < 0:
+        raise CheckpointError(f"{path} is not a readable tar: {entry.name} has {entry.size} bytes.")
+    if entry.offset_data + entry.size > size:
+        raise CheckpointError(
+            f"{path} is cut short: {entry.name} goes to byte {entry.offset_data + entry.size}, but the file ends at "
+            f"{size}."
+        )
+    return Member(entry.name, path, entry.offset_data, entry.size)
+
+
+def _open_rank(stack: ExitStack, member: Member) -> Rank:
+    region = stack.enter_context(member.open())
     if not pickles.is_zip(region):
         raise CheckpointError(f"{region.name} is not a file of torch 1.6 or later.")
-    sizes = pickles.records(region)
+    records = pickles.records(region)
     content = pickles.unpickle(region, _STAND_INS, purpose="tensors and plain arguments")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{region.name} holds no dictionary with a model.")
     arguments = content.get("args")
     if not isinstance(arguments, PlainObject):
         raise CheckpointError(f"{region.name} holds no args, from which the config is made.")
-    tensors = dict(_flat(region, content["model"]))
-    places = {}
-    for name, tensor in tensors.items():
-        place = pickles.place_of(tensor, sizes)
-        if place is None or not tensor.is_contiguous():
-            raise CheckpointError(f"Tensor {name} in {region.name} isn't stored whole and row by row.")
-        places[name] = place
-    return Rank(region, tensors, places, vars(arguments))
+    version = content.get("checkpoint_version")
+    if version is not None and not (isinstance(version, (int, float)) and version in _VERSIONS):
+        raise CheckpointError(
+            f"{region.name} says checkpoint_version {version!r}: only {listing(map(str, _VERSIONS))} have the order of "
+            "features in query_key_value that is read here."
+        )
+    weights = placed_tensors(region, dict(_flat(region, content["model"])), records)
+    for name, info in weights.infos.items():
+        if not info.row_major:
+            raise CheckpointError(f"Tensor {name} in {region.name} isn't stored row by row.")
+    return Rank(weights, vars(arguments))
 
 
 def _flat(region: Region, nested: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if prefix.count(".") > _MOST_NESTED:  # a dictionary may hold itself
+        raise CheckpointError(f"{region.name} nests its model's dictionaries more than {_MOST_NESTED} deep.")
     for key, value in nested.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):

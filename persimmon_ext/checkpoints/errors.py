@@ -10,6 +10,10 @@ _SHOWN = 10
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model. The message names the file and the tensors."""
 
+    def __init__(self, message: str) -> None:
+        # A name in a checkpoint may hold lone surrogates, which no terminal and no log takes.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
+
 
 def listing(items: Iterable[str]) -> str:
     """Joins `items` by commas: the first ten, and how many more there are."""

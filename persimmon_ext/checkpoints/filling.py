@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persimmon_ext.checkpoints.reading import WeightFile
+from persimmon_ext.checkpoints.weight_file import WeightFile
 
 _PIECE = 2**22  # bytes read at a time
 _TRANSPOSED_ROWS = 16  # more of them at once leave the first-level cache, fewer waste its lines
@@ -66,10 +66,10 @@ class Filler:
         """Whether tensor `name` of `weights`, rounded to the dtype of `tensor`, equals it. Holds a piece at a time."""
         info = weights.infos[name]
         if not info.row_major:
-            return torch.equal(tensor, weights.read(name).to(tensor))
+            return _equal(tensor, weights.read(name).to(tensor))
         step = max(1, _PIECE // max(1, info.nbytes // max(1, _length(tensor))))
         for first, last in _ranges(_length(tensor), step):
-            if not torch.equal(_rows(tensor, first, last), self._piece(weights, name, first, last).to(tensor)):
+            if not _equal(_rows(tensor, first, last), self._piece(weights, name, first, last).to(tensor)):
                 return False
         return True
 
@@ -107,6 +107,11 @@ class Filler:
             buffer = torch.empty(max(size, _PIECE), dtype=torch.uint8, pin_memory=pinned)
             self._own.buffer = buffer
         return buffer[:size]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are equal, NaNs counting as equal to each other."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _length(tensor: Tensor) -> int:

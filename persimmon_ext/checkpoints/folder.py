@@ -95,8 +95,11 @@ def _check_inside(index: Path, name: str) -> None:
     folder = index.parent
     parts = Path(name).parts
     outside = not parts or "\0" in name or os.path.isabs(name) or ".." in parts
-    if not outside:
-        outside = not (folder / name).parent.resolve().is_relative_to(folder.resolve())
+    try:
+        os.fsencode(name)
+        outside = outside or not (folder / name).parent.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link to itself, a lone surrogate
+        outside = True
     if outside:
         raise CheckpointError(f"{index} names the file {name!r}, which is not inside {folder}.")
 

@@ -20,9 +20,10 @@ from persimmon_ext.checkpoints.folder import CONFIG_NAME, WeightFiles, checkpoin
 from persimmon_ext.checkpoints.loading import stored_tensors
 from persimmon_ext.checkpoints.merging import merged
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, stored_format
-from persimmon_ext.checkpoints.reading import TensorInfo, WeightFile, open_weights
+from persimmon_ext.checkpoints.reading import open_weights
 from persimmon_ext.checkpoints.replacing import settle
 from persimmon_ext.checkpoints.safetensors_writer import Source
+from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.tokenizer import PersimmonTokenizer
 from persimmon_ext.tokenizer_files import MODEL_FILE
@@ -105,7 +106,7 @@ def tensor_facts(name: str, info: TensorInfo, source: Source | None) -> TensorFa
             if not finite.all():
                 nan = int(piece.isnan().sum())
                 nans, infinities = nans + nan, infinities + int((~finite).sum()) - nan
-        if len(info.shape) == 2:
+        if len(info.shape) == 2 and piece.numel():
             zero_rows += int((piece.view(-1, info.shape[1]) == 0).all(dim=1).sum())
     return replace(facts, nans=nans, infinities=infinities, zero_rows=zero_rows if len(info.shape) == 2 else None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,10 @@ from persimmon_ext.checkpoints.hub import HubRequest, find_checkpoint
 from persimmon_ext.checkpoints.names import Assignment, assign, tensor_aliases, tensor_at
 from persimmon_ext.checkpoints.placement import DeviceMap, block_of, connect, place
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, check_request, stored_format
-from persimmon_ext.checkpoints.reading import TensorInfo, WeightFile, open_weights
+from persimmon_ext.checkpoints.reading import open_weights
 from persimmon_ext.checkpoints.replacing import check_unchanged, file_states, settle
 from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dtype
+from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 
@@ -55,6 +57,7 @@ def load_pretrained(
     device_map: str | int | torch.device | DeviceMap | None = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     hub: HubRequest | None = None,
+    verify: bool = True,
     progress: bool = True,
     read_beside: Callable[[Model, Path], None] | None = None,
     **overrides: Any,
@@ -74,6 +77,8 @@ def load_pretrained(
 
     `quantization`, "int8" or "int4", quantises the weights of the linear layers as they are read, from the values in
     the file (not rounded to `dtype` first). A folder whose config.json says that it is quantised loads as such.
+
+    `verify` compares the tensors with the checksums that their files have, if any, as they are read.
 
     `read_beside` is given the model, before it has weights, and the folder: for what else lies there.
 
@@ -98,7 +103,7 @@ def load_pretrained(
         config = PersimmonConfig.from_dict(config.to_dict(), **overrides)
     config.extra.pop(QUANTIZATION_FIELD, None)  # the layers say it from here on
     files = find_weights(folder, quantized=stored is not None)
-    infos = stored_tensors(files)
+    infos = stored_tensors(files, verify=verify)
     with torch.device("meta"):
         model = model_class(config)
     if read_beside is not None:
@@ -114,7 +119,7 @@ def load_pretrained(
     sizes = {name: _size(tensor, target_dtype) for name, tensor in model.state_dict(keep_vars=True).items()}
     target = Target(target_dtype, place(model, where, max_memory, sizes))
     with torch.no_grad():
-        _fill(model, assignment, infos, aliases, target, progress)
+        _fill(model, assignment, infos, aliases, target, partial(open_weights, verify=verify), progress)
         for name in assignment.initialised:
             parameter = _materialise(model, (name,), target)
             if name.endswith("bias"):
@@ -127,11 +132,11 @@ def load_pretrained(
     return model.eval()
 
 
-def stored_tensors(files: WeightFiles) -> dict[str, TensorInfo]:
+def stored_tensors(files: WeightFiles, *, verify: bool = True) -> dict[str, TensorInfo]:
     """Returns every tensor of `files`, having checked that each is stored once and where the index says."""
     infos: dict[str, TensorInfo] = {}
     for path in files.files:
-        with open_weights(path) as weights:
+        with open_weights(path, verify=verify) as weights:
             twice = [name for name in weights.infos if name in infos]
             if twice:
                 raise CheckpointError(f"{path} and {infos[twice[0]].file} both hold {listing(twice)}.")
@@ -164,6 +169,7 @@ def _fill(
     infos: Mapping[str, TensorInfo],
     aliases: Mapping[str, tuple[str, ...]],
     target: Target,
+    opened: Callable[[Path], WeightFile],
     progress: bool,
 ) -> None:
     """Copies the tensors into place, file by file."""
@@ -176,12 +182,12 @@ def _fill(
     )
     with bar, Filler(bar) as filler:
         for path, names in by_file.items():
-            with open_weights(path) as weights:
+            with opened(path) as weights:
                 for name, stored in names:
                     _place(model, aliases[name], weights, stored, target, filler)
                 filler.wait()
         for name, stored in assignment.repeats.items():
-            with open_weights(infos[stored].file) as weights:
+            with opened(infos[stored].file) as weights:
                 if not filler.equals(weights, stored, model.get_parameter(name)):
                     raise CheckpointError(
                         f"The config ties {assignment.sources[name]} and {stored} (tie_word_embeddings), but the "

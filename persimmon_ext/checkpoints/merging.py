@@ -15,6 +15,7 @@ from persimmon_ext.checkpoints.adept import Rank
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
 from persimmon_ext.checkpoints.safetensors_writer import Source
 from persimmon_ext.checkpoints.targets import WEIGHT_DTYPES
+from persimmon_ext.checkpoints.weight_file import TensorInfo
 
 _BY_ROWS = (
     "embed_tokens.weight",
@@ -50,11 +51,15 @@ def merged(ranks: Sequence[Rank], dtype: torch.dtype | None) -> dict[str, Source
 
     Raises CheckpointError if the ranks differ in more than their share.
     """
-    names = {name: new for name in ranks[0].tensors if (new := hugging_face_name(name)) is not None}
+    names = {name: new for name in ranks[0].weights.infos if (new := hugging_face_name(name)) is not None}
     for rank in ranks[1:]:
-        odd = [name for name in set(rank.tensors) ^ set(ranks[0].tensors) if hugging_face_name(name) is not None]
+        odd = [
+            name
+            for name in set(rank.weights.infos) ^ set(ranks[0].weights.infos)
+            if hugging_face_name(name) is not None
+        ]
         if odd:
-            raise CheckpointError(f"{ranks[0].region.name} and {rank.region.name} differ in having {listing(odd)}.")
+            raise CheckpointError(f"{ranks[0].weights.name} and {rank.weights.name} differ in having {listing(odd)}.")
     return {new: _merged_tensor(ranks, name, new, dtype) for name, new in names.items()}
 
 
@@ -77,12 +82,12 @@ def check_shapes(sources: Mapping[str, Source], expected: Mapping[str, tuple[int
 
 
 def _merged_tensor(ranks: Sequence[Rank], name: str, new: str, dtype: torch.dtype | None) -> Source:
-    parts = [rank.tensors[name] for rank in ranks]
+    parts = [rank.weights.infos[name] for rank in ranks]
     first = parts[0]
     if first.dtype not in WEIGHT_DTYPES.values() or any(part.dtype != first.dtype for part in parts):
         raise CheckpointError(f"Tensor {name} has the dtypes {listing(str(part.dtype) for part in parts)}.")
     dim = 0 if new.endswith(_BY_ROWS) else 1 if new.endswith(_BY_COLUMNS) else None
-    if any(part.dim() <= (dim or 0) for part in parts):
+    if any(len(part.shape) <= (dim or 0) for part in parts):
         raise CheckpointError(
             f"Tensor {name} has the shapes {listing(str(list(part.shape)) for part in parts)}: too few dimensions."
         )
@@ -106,31 +111,38 @@ def _merged_tensor(ranks: Sequence[Rank], name: str, new: str, dtype: torch.dtyp
 
 def _row_after_row(ranks: Sequence[Rank], name: str) -> Iterator[Tensor]:
     for rank in ranks:
-        step = _rows_at_a_time(rank.tensors[name])
-        for first in range(0, len(rank.tensors[name]), step):
+        info = rank.weights.infos[name]
+        step = _rows_at_a_time(info)
+        for first in range(0, info.shape[0], step):
             yield _rows(rank, name, first, step)
 
 
 def _side_by_side(ranks: Sequence[Rank], name: str) -> Iterator[Tensor]:
-    step = _rows_at_a_time(ranks[0].tensors[name])
-    for first in range(0, len(ranks[0].tensors[name]), step):
+    info = ranks[0].weights.infos[name]
+    step = _rows_at_a_time(info)
+    for first in range(0, info.shape[0], step):
         yield torch.cat([_rows(rank, name, first, step) for rank in ranks], dim=1)
 
 
 def _check_same(ranks: Sequence[Rank], name: str) -> None:
-    whole = [_rows(rank, name, 0, len(rank.tensors[name])) for rank in ranks[1:]]
-    reference = _rows(ranks[0], name, 0, len(ranks[0].tensors[name])) if whole else None
-    for rank, other in zip(ranks[1:], whole, strict=True):
-        if reference is not None and not torch.equal(reference, other):
-            raise CheckpointError(f"{ranks[0].region.name} and {rank.region.name} have different values of {name}.")
+    if len(ranks) == 1:
+        return
+    reference = ranks[0].weights.read(name)
+    for rank in ranks[1:]:
+        if not torch.equal(reference, rank.weights.read(name)):
+            raise CheckpointError(f"{ranks[0].weights.name} and {rank.weights.name} have different values of {name}.")
 
 
-def _rows_at_a_time(tensor: Tensor) -> int:
-    return max(1, _PIECE // max(1, tensor[:1].nbytes))
+def _rows_at_a_time(info: TensorInfo) -> int:
+    return max(1, _PIECE // max(1, _row_size(info) * info.dtype.itemsize))
+
+
+def _row_size(info: TensorInfo) -> int:
+    return torch.Size(info.shape[1:]).numel()
 
 
 def _rows(rank: Rank, name: str, first: int, count: int) -> Tensor:
-    described = rank.tensors[name]
-    piece = torch.empty((min(count, len(described) - first), *described.shape[1:]), dtype=described.dtype)
-    rank.region.fill(piece, rank.places[name].offset + first * described[:1].nbytes)
+    info = rank.weights.infos[name]
+    piece = torch.empty((min(count, info.shape[0] - first), *info.shape[1:]), dtype=info.dtype)
+    rank.weights.fill(name, first * _row_size(info), piece)
     return piece

@@ -14,8 +14,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
-from persimmon_ext.checkpoints.reading import TensorInfo, wrong_dtype
+from persimmon_ext.checkpoints.reading import wrong_dtype
 from persimmon_ext.checkpoints.targets import dtype_name
+from persimmon_ext.checkpoints.weight_file import TensorInfo
 
 HEADS = ("lm_head", "score")
 """The submodules that a head model may have beside its base model."""

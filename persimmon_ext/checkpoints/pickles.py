@@ -11,7 +11,9 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -20,21 +22,25 @@ from torch import Tensor
 
 from persimmon_ext.checkpoints.errors import CheckpointError
 from persimmon_ext.checkpoints.region import Region
+from persimmon_ext.checkpoints.weight_file import Place
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip record; the two are the lengths of what follows it
 _BYTE_ORDER = "byteorder"  # the record that names it
+_VALUES = "/data/"  # in the name of every storage's record
+_PIECE = 2**22
 _SHOWN = 20  # characters of what a file says
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the values of one tensor lie in its file."""
+class Record:
+    """A stretch of the file that holds the values of one storage, or of several views of it."""
 
-    offset: int
-    """Of element 0, in bytes."""
-    strides: tuple[int, ...]
+    size: int
+    """In bytes."""
+    checksum: int | None = None
+    """CRC-32."""
 
 
 def is_zip(region: Region) -> bool:
@@ -43,10 +49,8 @@ def is_zip(region: Region) -> bool:
         return stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
 
 
-def unpickle(
-    region: Region, classes: Sequence[tuple[Any, str]] = (), *, map_location: str = "meta", purpose: str = "tensors"
-) -> Any:
-    """What torch.save was given, with tensors on the meta device (or on `map_location`, with their values).
+def unpickle(region: Region, classes: Sequence[tuple[Any, str]] = (), *, purpose: str = "tensors") -> Any:
+    """What torch.save wrote to a zip file, with tensors on the meta device.
 
     Args:
         classes: stand-ins for classes that the pickle may name, each with the full name that it has there.
@@ -54,9 +58,21 @@ def unpickle(
     Raises: CheckpointError if the file is damaged, or asks for a function or class beyond those: by its name, and
         nothing has run then.
     """
+    with (
+        as_checkpoint_errors(region, purpose),
+        region.stream() as stream,
+        torch.serialization.safe_globals(list(classes)),
+    ):
+        return torch.load(stream, map_location="meta", weights_only=True)
+
+
+@contextmanager
+def as_checkpoint_errors(region: Region, purpose: str = "tensors") -> Iterator[None]:
+    """A context for unpickling `region`: whatever goes wrong becomes a CheckpointError."""
     try:
-        with region.stream() as stream, torch.serialization.safe_globals(list(classes)):
-            return torch.load(stream, map_location=map_location, weights_only=True)
+        yield
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(region.name, error, purpose)) from error
     # A damaged pickle can fail in any way that its opcodes and constructors can.
@@ -65,18 +81,21 @@ def unpickle(
         raise CheckpointError(f"{region.name} is not a readable torch.save file: {reason}.") from error
 
 
-def records(region: Region) -> dict[int, int]:
-    """Offset of the first byte -> number of bytes, of every record of the zip file; to be had before :func:`unpickle`.
+def records(region: Region) -> dict[int, Record]:
+    """Every record of the zip file by the offset of its first byte; to be had before :func:`unpickle`.
 
     Raises CheckpointError if it is damaged or compressed, or holds values in the other byte order."""
-    found: dict[int, int] = {}
+    found: dict[int, Record] = {}
     try:
         with region.stream() as stream, zipfile.ZipFile(stream) as archive:
-            for record in archive.infolist():
-                if record.compress_type != zipfile.ZIP_STORED:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(f"{region.name} is compressed, as no file of torch.save is.")
-                _check_byte_order(region, archive, record)
-                found[_data_offset(stream, record.header_offset)] = record.file_size
+                offset = _data_offset(stream, entry.header_offset)
+                # 0 where torch.save was told to leave checksums out.
+                found[offset] = record = Record(entry.file_size, entry.CRC or None)
+                if _VALUES not in entry.filename:
+                    _check_small(region, entry.filename, offset, record)
     except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -84,29 +103,46 @@ def records(region: Region) -> dict[int, int]:
     return found
 
 
-def place_of(tensor: Tensor, sizes: Mapping[int, int]) -> Place | None:
-    """Where the values of a dense `tensor` that :func:`unpickle` returned lie; None where they don't lie in one record
-    of :func:`records`."""
-    if tensor.layout != torch.strided:
+def place_of(tensor: Tensor, stored: Mapping[int, Record]) -> Place | None:
+    """Where the values of a dense `tensor` on the meta device lie; None where they don't lie in one of the records
+    `stored`, of which the tensor's storage says the offset."""
+    if tensor.layout != torch.strided or tensor.is_conj():
         return None
     storage = tensor.untyped_storage()
-    start = storage._checkpoint_offset
-    if start is None or sizes.get(start) != storage.nbytes():
+    start = -1 if storage._checkpoint_offset is None else storage._checkpoint_offset
+    record = stored.get(start)
+    if record is None or record.size != storage.nbytes() or min(tensor.stride(), default=0) < 0:
         return None
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + last + 1) * tensor.dtype.itemsize
-    if tensor.numel() and end > storage.nbytes():
+    begin, length = int(tensor.storage_offset()) * tensor.dtype.itemsize, 0
+    if tensor.numel():
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        length = (last + 1) * tensor.dtype.itemsize
+    if begin + length > record.size:
         return None
-    return Place(start + int(tensor.storage_offset()) * tensor.dtype.itemsize, tensor.stride())
+    plain = tensor.is_contiguous() and not tensor.is_neg()
+    return Place(
+        offset=start + begin,
+        strides=None if plain else tensor.stride(),
+        negated=tensor.is_neg(),
+        checksum=record.checksum if length == record.size else None,
+    )
 
 
-def _check_byte_order(region: Region, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
-    """Raises CheckpointError if `record` says that the values have the other byte order: torch.load would swap the
-    bytes of storages on the meta device, which have none, and crash the process."""
+def _check_small(region: Region, name: str, offset: int, record: Record) -> None:
+    """Raises CheckpointError if a record that is no storage is damaged, or says that the values have the other byte
+    order: torch.load would swap the bytes of storages on the meta device, which have none, and crash the process."""
+    found = 0
+    for first in range(0, record.size, _PIECE):
+        found = zlib.crc32(region.read(offset + first, min(_PIECE, record.size - first)), found)
+    if record.checksum is not None and found != record.checksum:
+        raise CheckpointError(f"{region.name} is damaged: the checksum of its record {name} is wrong.")
     # Without regard to case, as torch looks it up.
-    if record.filename.lower().rpartition("/")[2] != _BYTE_ORDER:
-        return
-    order = archive.read(record)
+    if name.lower().rpartition("/")[2] == _BYTE_ORDER:
+        check_byte_order(region, region.read(offset, record.size))
+
+
+def check_byte_order(region: Region, order: bytes) -> None:
+    """Raises CheckpointError if `order`, "little" or "big", isn't this machine's."""
     if order != sys.byteorder.encode():
         raise CheckpointError(
             f"{region.name} holds values in the byte order {order[:_SHOWN].decode('ascii', 'replace')!r}, but this "

@@ -48,12 +48,17 @@ def stored_format(folder: Path) -> str | None:
     if stated is None:
         return None
     name = stated.get("format") if isinstance(stated, dict) else None
-    if not isinstance(name, str) or name not in FORMATS or stated != record(FORMATS[name]):
+    # Compared as JSON, where true is not 1.
+    if not isinstance(name, str) or name not in FORMATS or _text(stated) != _text(record(FORMATS[name])):
         known = " or ".join(json.dumps(record(known)) for known in FORMATS.values())
         raise CheckpointError(
             f"{file} says that the weights are quantised as {json.dumps(stated)}; this version reads {known}."
         )
     return name
+
+
+def _text(fields: Any) -> str:
+    return json.dumps(fields, sort_keys=True)
 
 
 def check_request(requested: str | None, stored: str | None, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +22,22 @@ from persimmon_ext.checkpoints.errors import CheckpointError
 
 
 class Region:
-    """`size` bytes of the file `path` from `start` on; None is to its end. A context that closes the file."""
+    """`size` bytes of the file `path` from `start` on; None is to its end. A context that closes the file.
+
+    Raises CheckpointError for what is no file with contents of its own: a pipe or a device.
+    """
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None, name: str | None = None) -> None:
         self.path = path
         self.name = str(path) if name is None else name
         """What messages call it."""
-        self._file = path.open("rb")
+        self._file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115, lives as long as this
+        status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            self._file.close()
+            raise CheckpointError(f"{self.name} is no regular file, so no checkpoint.")
         self._start = start
-        self.size = os.fstat(self._file.fileno()).st_size - start if size is None else size
+        self.size = status.st_size - start if size is None else size
 
     def __enter__(self) -> Region:
         return self
@@ -40,10 +48,20 @@ class Region:
     def close(self) -> None:
         self._file.close()
 
-    def fill(self, target: Tensor, offset: int) -> None:
-        """Reads the contiguous CPU tensor `target` from `offset` on. Raises CheckpointError where the file ends."""
-        flat = target.detach().view(-1).view(torch.uint8)
-        self.read_into(memoryview(flat.numpy()), offset)  # type: ignore[arg-type]
+    def fill(self, target: Tensor, offset: int) -> memoryview:
+        """Reads the contiguous CPU tensor `target` from `offset` on, and returns its bytes. Raises CheckpointError
+        where the file ends."""
+        content = memoryview(target.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self.read_into(content, offset)
+        return content
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on. Raises CheckpointError where the file ends."""
+        content = bytearray(max(0, min(count, self.size)))  # a damaged file may claim any number
+        self.read_into(memoryview(content), offset)
+        if len(content) != count:
+            raise CheckpointError(f"{self.name} ends before byte {offset + count}: it has {self.size}.")
+        return bytes(content)
 
     def read_into(self, target: memoryview, offset: int) -> None:
         """Fills `target` with the bytes from `offset` on. Raises CheckpointError where the file ends before."""
@@ -61,6 +79,10 @@ class Region:
         """The same bytes as a seekable binary file, for libraries that want one."""
         with io.BufferedReader(_Stream(self)) as stream:
             yield cast(BinaryIO, stream)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for a writer
 
 
 class _Stream(io.RawIOBase):

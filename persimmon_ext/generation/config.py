@@ -151,7 +151,7 @@ class GenerationConfig:
             return None
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # the latter: thousands of nested brackets
             raise ValueError(f"{file} is not JSON: {error}.") from None
         if not isinstance(values, dict):
             raise ValueError(f"{file} must hold an object, got {type(values).__name__}.")
