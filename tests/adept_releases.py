@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from tokenizer_models import train
 from torch import Tensor
 
+from persimmon_ext.checkpoints import CheckpointError, convert_adept
+
+WEIGHTS = Path("iter_0001251") / "mp_rank_00" / "model_optim_rng.pt"
 ARGUMENTS: dict[str, Any] = {
     "num_layers": 2,
     "hidden_size": 32,
@@ -149,9 +153,20 @@ def write_release(
     return folder
 
 
+def convert(source: Path, folder: Path, **options: Any) -> Path:
+    return convert_adept(source, folder, progress=False, **options)
+
+
 def tarred(folder: Path, mode: str = "w") -> Path:
     """The release `folder` as a tar beside it."""
     path = folder.with_suffix(".tar")
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         archive.add(folder, arcname=folder.name)
     return path
+
+
+def refused(source: Path, match: str, error: type[Exception] = CheckpointError) -> None:
+    folder = source.parent / "refused"
+    with pytest.raises(error, match=match):
+        convert(source, folder)
+    assert not folder.exists() or not list(folder.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "apply_residual_connection_post_layernorm": (False, None),
     "num_experts": (None,),
 }
+_PLAIN = (bool, int, str, type(None))
 _QK_LAYERNORM = {"weights_per_layer": True, "none": False}
 
 
@@ -31,36 +33,37 @@ def config_of(
     """
     for name, allowed in _REQUIRED.items():
         value = arguments.get(name, allowed[0])
-        if value not in allowed:
+        if not isinstance(value, _PLAIN) or value not in allowed:
             raise CheckpointError(f"The release was trained with {name}={value!r}; Persimmon has {allowed[0]!r}.")
     norms = arguments.get("qk_layernorm", "none")
-    if norms not in _QK_LAYERNORM:
+    if not isinstance(norms, str) or norms not in _QK_LAYERNORM:
         raise CheckpointError(
             f"The release was trained with qk_layernorm={norms!r}; only {', '.join(_QK_LAYERNORM)} fit."
         )
-    C, H = _number(arguments, "hidden_size"), _number(arguments, "num_attention_heads")
-    width = arguments.get("kv_channels")
-    if width is not None and width * H != C:
+    untied = arguments.get("untie_embeddings")
+    if not isinstance(untied, _PLAIN):
+        raise CheckpointError(f"The release's argument untie_embeddings must be true or false, got {untied!r}.")
+    C, H = _integer(arguments, "hidden_size"), _integer(arguments, "num_attention_heads")
+    width = _integer(arguments, "kv_channels", C // H)
+    if width * H != C:
         raise CheckpointError(f"The release has heads of {width!r} channels; {C} over {H} heads make {C / H:g}.")
-    ffn = arguments.get("ffn_hidden_size")
-    tied = not arguments.get("untie_embeddings")
     return PersimmonConfig(
         vocab_size=vocab_size,
         hidden_size=C,
-        intermediate_size=4 * C if ffn is None else _number(arguments, "ffn_hidden_size"),
-        num_hidden_layers=_number(arguments, "num_layers"),
+        intermediate_size=_integer(arguments, "ffn_hidden_size", 4 * C),
+        num_hidden_layers=_integer(arguments, "num_layers"),
         num_attention_heads=H,
-        max_position_embeddings=_number(arguments, "max_position_embeddings"),
-        initializer_range=arguments.get("init_method_std") or 0.02,
-        layer_norm_eps=arguments.get("layernorm_epsilon") or 1e-5,
-        tie_word_embeddings=tied,
+        max_position_embeddings=_integer(arguments, "max_position_embeddings"),
+        initializer_range=_number(arguments, "init_method_std") or 0.02,
+        layer_norm_eps=_number(arguments, "layernorm_epsilon") or 1e-5,
+        tie_word_embeddings=not untied,
         qk_layernorm=_QK_LAYERNORM[norms],
-        hidden_dropout=arguments.get("hidden_dropout") or 0.0,
-        attention_dropout=arguments.get("attention_dropout") or 0.0,
+        hidden_dropout=_number(arguments, "hidden_dropout"),
+        attention_dropout=_number(arguments, "attention_dropout"),
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": float(arguments.get("rotary_emb_base") or 25000),
-            "partial_rotary_factor": float(arguments.get("rotary_pct") or 1.0),
+            "rope_theta": _number(arguments, "rotary_emb_base") or 25000.0,
+            "partial_rotary_factor": _number(arguments, "rotary_pct") or 1.0,
         },
         bos_token_id=bos_token_id,
         eos_token_id=eos_token_id,
@@ -92,8 +95,20 @@ def expected_shapes(config: PersimmonConfig) -> dict[str, tuple[int, ...]]:
     return shapes if config.tie_word_embeddings else {**shapes, "lm_head.weight": (V, C)}
 
 
-def _number(arguments: Mapping[str, Any], name: str) -> int:
+def _integer(arguments: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = arguments.get(name)
+    if value is None and default is not None:
+        return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise CheckpointError(f"The release's argument {name} must be a positive integer, got {value!r}.")
     return value
+
+
+def _number(arguments: Mapping[str, Any], name: str) -> float:
+    """0 where the argument is missing or None."""
+    value = arguments.get(name)
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise CheckpointError(f"The release's argument {name} must be a number of at least 0, got {value!r}.")
+    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from persimmon_ext.checkpoints.adept_config import config_of, expected_shapes
 from persimmon_ext.checkpoints.errors import CheckpointError
 from persimmon_ext.checkpoints.folder import CONFIG_NAME, SAFETENSORS_INDEX_NAME
 from persimmon_ext.checkpoints.merging import check_shapes, merged
-from persimmon_ext.checkpoints.replacing import publish, staged
-from persimmon_ext.checkpoints.safetensors_writer import write_safetensors
+from persimmon_ext.checkpoints.reading import open_weights
+from persimmon_ext.checkpoints.replacing import publish, staged, sync
+from persimmon_ext.checkpoints.safetensors_writer import Source, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_dtype, parse_size
 from persimmon_ext.checkpoints.writing import shard_names, split, write_index
 from persimmon_ext.special_tokens import END_OF_TEXT
@@ -43,7 +45,8 @@ def convert_adept(
 
     Safetensors shards with an index, config.json from the arguments that the release was trained with, the tokenizer's
     files and generation_config.json. A few megabytes are in memory at a time. Ranks of tensor parallelism are merged.
-    Interrupted, it goes on with the shard that it was at when it is run again; the files appear when all are whole.
+    Interrupted, it goes on with the shard that it was at when it is run again, having compared those that are finished
+    with their checksums; the files appear when all are whole.
 
     Args:
         source: the tar, or the folder that it unpacks to. Nothing in it is run.
@@ -80,7 +83,7 @@ def convert_adept(
         shards = split(sources, limit)
         contents = dict(zip(shard_names(len(shards)), shards, strict=True))
         with staged(folder, resumed=_STAGING) as staging:
-            done = _resume(staging, _plan(release, contents, config.dtype))
+            done = _resume(staging, _plan(release, contents, config.dtype), sources)
             total = sum(source.nbytes for source in sources.values())
             with tqdm(desc="Converting", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
                 for name, shard in contents.items():
@@ -89,6 +92,7 @@ def convert_adept(
                         continue
                     unfinished = staging / f"{name}.part"
                     write_safetensors(unfinished, {key: sources[key] for key in shard}, bar)
+                    sync(unfinished)
                     os.replace(unfinished, staging / name)
             config.save_pretrained(staging)
             written = [Path(file).name for file in tokenizer.save_pretrained(staging)]
@@ -144,16 +148,36 @@ def _plan(release: Release, contents: dict[str, list[str]], dtype: str | None) -
     }
 
 
-def _resume(staging: Path, plan: dict[str, Any]) -> set[str]:
+def _resume(staging: Path, plan: dict[str, Any], sources: Mapping[str, Source]) -> set[str]:
     """The names of the shards that an interrupted run of the same conversion has finished; clears away any other."""
     file = staging / _PLAN
     try:
         same = json.loads(file.read_text(encoding="utf-8")) == plan
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         same = False
-    kept = {path.name for path in staging.iterdir() if same and path.name in plan["shards"]}
+    shards = plan["shards"] if same else {}
+    kept = {
+        path.name
+        for path in staging.iterdir()
+        if path.name in shards and _is_whole(path, {key: sources[key] for key in shards[path.name]})
+    }
     for path in staging.iterdir():
         if path.name not in kept:
             path.unlink()
     file.write_text(json.dumps(plan), encoding="utf-8")
     return kept
+
+
+def _is_whole(path: Path, sources: Mapping[str, Source]) -> bool:
+    """Whether a finished shard still holds what was written to it. Reads all of it."""
+    try:
+        with open_weights(path) as weights:
+            found = {name: (info.shape, info.dtype) for name, info in weights.infos.items()}
+            if not weights.has_checksums or found != {name: (s.shape, s.dtype) for name, s in sources.items()}:
+                return False
+            for name in found:
+                for _ in weights.pieces(name):  # compares the checksum with the last one
+                    pass
+    except CheckpointError:
+        return False
+    return True

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,12 +24,11 @@ from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, stored_forma
 from persimmon_ext.checkpoints.reading import open_weights
 from persimmon_ext.checkpoints.replacing import settle
 from persimmon_ext.checkpoints.safetensors_writer import Source
-from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
+from persimmon_ext.checkpoints.weight_file import TensorInfo
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.tokenizer import PersimmonTokenizer
 from persimmon_ext.tokenizer_files import MODEL_FILE
 
-_PIECE = 2**22  # bytes
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _PACKED = torch.uint8  # two weights a byte
 
@@ -140,24 +140,10 @@ def _is_release(folder: Path) -> bool:
 def _opened_files(stack: ExitStack, path: Path, files: WeightFiles, kind: str) -> Opened:
     infos = stored_tensors(files)
     handles = {file: stack.enter_context(open_weights(file)) for file in files.files}
-    sources = {name: _source(handles[info.file], name, info) for name, info in infos.items()}
+    sources = {
+        name: Source(info.shape, info.dtype, partial(handles[info.file].pieces, name)) for name, info in infos.items()
+    }
     return Opened(path, kind, infos, sources, None, None)
-
-
-def _source(weights: WeightFile, name: str, info: TensorInfo) -> Source:
-    def pieces() -> Iterator[Tensor]:
-        if not info.row_major:
-            yield weights.read(name).contiguous()
-            return
-        row = torch.Size(info.shape[1:]).numel()
-        step = max(1, _PIECE // max(1, row * info.dtype.itemsize))
-        for first in range(0, info.shape[0] if info.shape else 1, step):
-            count = min(step, (info.shape[0] if info.shape else 1) - first)
-            piece = torch.empty(count * row, dtype=info.dtype)
-            weights.fill(name, first * row, piece)
-            yield piece
-
-    return Source(info.shape, info.dtype, pieces)
 
 
 def _opened_release(stack: ExitStack, path: Path) -> Opened:

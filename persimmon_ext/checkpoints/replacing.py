@@ -71,8 +71,7 @@ def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
             )
     # All bytes reach the disk before the first rename: a power cut leaves no file that is there but empty.
     for name in names:
-        with (staging / name).open("rb") as file:
-            os.fsync(file.fileno())
+        sync(staging / name)
     unfinished = staging / f"{_JOURNAL}.tmp"
     with unfinished.open("w", encoding="utf-8") as journal:
         json.dump(list(names), journal)
@@ -80,6 +79,12 @@ def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
         os.fsync(journal.fileno())
     os.replace(unfinished, staging / _JOURNAL)
     _finish(staging, folder)
+
+
+def sync(file: Path) -> None:
+    """Has the contents of `file` on the disk when it returns."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def settle(path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from torch import Tensor
 from persimmon_ext.checkpoints.checksums import Tally
 from persimmon_ext.checkpoints.errors import CheckpointError
 from persimmon_ext.checkpoints.region import Region
+
+_PIECE = 2**22  # bytes
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,25 @@ class WeightFile(AbstractContextManager["WeightFile"]):
             return memory.view(info.shape)
         tensor = memory.as_strided(info.shape, place.strides)
         return tensor.neg() if place.negated else tensor
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The values of tensor `name` in row-major order, a few megabytes of whole rows at a time, each flat."""
+        info = self.infos[name]
+        if not info.row_major:
+            yield self.read(name).contiguous().view(-1)
+            return
+        row = torch.Size(info.shape[1:]).numel()
+        length = info.shape[0] if info.shape else 1
+        step = max(1, _PIECE // max(1, row * info.dtype.itemsize))
+        for first in range(0, length, step):
+            piece = torch.empty(min(step, length - first) * row, dtype=info.dtype)
+            self.fill(name, first * row, piece)
+            yield piece
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether all of its tensors are compared with checksums."""
+        return len(self._tallies) == len(self.infos)
 
     def close(self) -> None:
         """Drops the file."""
