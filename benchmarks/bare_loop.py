@@ -23,7 +23,7 @@ def decode(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
     cache = DynamicCache(config, reserve=total)
     tokens = torch.empty(B, total, dtype=torch.int64, device=prompt.device)
     tokens[:, :T] = prompt
-    tokens[:, T] = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
+    tokens[:, T] = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].max(-1).indices
     places = torch.arange(total, device=prompt.device)
     cos, sin = model.model.rotary_emb(places[None])
     storage = [cache.buffers(i, (B, H, 1, D), model.dtype, prompt.device) for i in range(len(cache))]
@@ -44,5 +44,5 @@ def decode(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
             y = ops.linear(y, mlp.dense_h_to_4h.weight, mlp.dense_h_to_4h.bias, relu2=True)
             x = ops.sparse_linear(y, mlp.dense_4h_to_h.weight, mlp.dense_4h_to_h.bias, residual=x)
         logits = ops.linear(ops.layer_norm(x, final.weight, final.bias, eps), head)
-        tokens[:, place + 1] = logits[:, -1].argmax(-1)
+        tokens[:, place + 1] = logits[:, -1].max(-1).indices
     return tokens

@@ -31,6 +31,12 @@ class CacheLayer:
         return self._storage is not None
 
     @property
+    def storage(self) -> tuple[Tensor, Tensor] | None:
+        """K and V [B, H, capacity, D], the same objects as long as they are where they were; None before the first
+        use."""
+        return self._storage
+
+    @property
     def keys(self) -> Tensor | None:
         """The valid K, a view [B, H, S, D] that holds until the cache next changes, or None before the first use."""
         return None if self._storage is None else self._storage[0][:, :, : self._length]

@@ -9,6 +9,7 @@ Dims: B batch, T new tokens, H heads, D head dim, R rotary dim, C hidden, V voca
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,6 @@ from persimmon_ext.bound_layers import (
     bind_product,
 )
 from persimmon_ext.cache import Cache
-from persimmon_ext.inputs import restored_on_error
 from persimmon_ext.layers import (
     HiddenMajorLinear,
     LayerNorm,
@@ -72,6 +72,8 @@ class DecodePlan:
         self._layers = [_flatten(layer, self._embedding, angle) for layer in decoder.layers]
         self._final_norm = bind_norm(decoder.final_layernorm, self._embedding)
         self._head = bind_product(model.lm_head, self._embedding)
+        self._storages: list[tuple[Tensor, Tensor]] = []
+        self._room = 0  # slots of them
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -93,15 +95,15 @@ class DecodePlan:
         B, T = tokens.shape
         if first + T > self._slots.shape[1]:
             self._make_table(2 * (first + T))
-        slots = self._slots.narrow(1, first, T).expand(B, T)
+        slots = self._slots.narrow(1, first, T)
+        slots = slots if B == 1 else slots.expand(B, T)
         if padding is None and self._table is not None:
             cos, sin = self._table[0].narrow(1, first, T), self._table[1].narrow(1, first, T)
         else:
             positions = slots if padding is None else (slots - padding[:, None]).clamp(min=0)
             cos, sin = self.angles(positions)
-        with restored_on_error(cache):
-            logits = self.run(tokens, cos, sin, slots, padding, cache)
-            cache.advance_all(T)
+        logits = self.run(tokens, cos, sin, slots, padding, cache)
+        cache.advance_all(T)  # only now: after an error the cache has the tokens that it had
         return logits
 
     def _make_table(self, slots: int) -> None:
@@ -125,13 +127,22 @@ class DecodePlan:
         x = torch.embedding(self._embedding, tokens)
         B, T, C = x.shape
         heads, head_dim = self._heads, self._head_dim
-        for index, layer in enumerate(self._layers):
+        storages = self._storages_for(cache, B, T)
+        for layer, (k_cache, v_cache) in zip(self._layers, storages, strict=True):
             qkv = layer.query_key_value(layer.input_norm(x)).view(B, T, heads, 3, head_dim)
-            k_cache, v_cache = cache.buffers(index, (B, heads, T, head_dim), qkv.dtype, qkv.device)
             attended = layer.attend(qkv, cos, sin, k_cache, v_cache, slots, padding)
             x, normed = layer.add_norm(layer.dense(attended.reshape(B, T, C)), x)
             x = layer.down(layer.up(normed), x)
         return self._head(self._final_norm(x))
+
+    def _storages_for(self, cache: Cache, B: int, T: int) -> list[tuple[Tensor, Tensor]]:
+        """K and V storages of all layers with room for T more tokens; asks only where the last ones may not do."""
+        present = [layer.storage for layer in cache.layers]
+        if not (cache.get_seq_length() + T <= self._room and all(map(operator.is_, present, self._storages))):
+            shape, like = (B, self._heads, T, self._head_dim), self._embedding
+            self._storages = [cache.buffers(index, shape, like.dtype, like.device) for index in range(len(cache))]
+            self._room = cache.capacity
+        return self._storages
 
 
 def _flatten(layer: Any, like: Tensor, angle: Tensor) -> _Layer:

@@ -229,3 +229,14 @@ def test_a_processor_must_keep_the_shape(settings: dict[str, Any]) -> None:
     rows = settings.get("num_beams", 1)
     with pytest.raises(ValueError, match=rf"scores of shape \[{rows}, {VOCAB}\], got \[{rows}, 5\]"):
         ours.generate(IDS, **ONE, **settings, logits_processor=[lambda ids, scores: scores[:, :5]])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_beams": 2}, {"do_sample": True}, {"prompt_lookup_num_tokens": 2}], ids=str
+)
+def test_nan_of_a_processor_is_told_apart(model: Any, settings: dict[str, Any]) -> None:
+    def late(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores * NAN if ids.shape[1] == 6 else scores
+
+    with pytest.raises(ValueError, match="scores of row 0 are NaN at token 6 after a logits processor"):
+        model.generate(IDS, max_new_tokens=4, **settings, logits_processor=[late])

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from generation_cases import left_padded, model_pair, prompt
+from generation_cases import VOCAB, left_padded, model_pair, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persimmon_ext.generation.drafts import PromptLookup
+from persimmon_ext.generation.drafts import Pace, PromptLookup
 from persimmon_ext.outputs import SpeculativeGenerateOutput
 
 REPEATING = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
@@ -137,12 +137,43 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_lookup_finds_the_latest_longest_ngram() -> None:
     ids = torch.tensor([[1, 2, 3, 4, 9, 2, 3, 5, 6, 1, 2, 3]])
-    propose = PromptLookup(sizes=3, drafts=4).propose
-    assert propose(ids, 12, 10).tolist() == [4, 9, 2, 3]
-    assert PromptLookup(sizes=2, drafts=4).propose(ids, 12, 10).tolist() == [5, 6, 1, 2]
-    assert PromptLookup(sizes=2, drafts=4).propose(ids, 12, 3).tolist() == [5, 6, 1]
-    assert PromptLookup(sizes=3, drafts=4).propose(ids, 4, 10).tolist() == []
-    assert PromptLookup(sizes=1, drafts=9).propose(torch.tensor([[7, 7]]), 2, 10).tolist() == [7]
+    assert PromptLookup(sizes=3).propose(ids, 12, 4) == [4, 9, 2, 3]
+    assert PromptLookup(sizes=2).propose(ids, 12, 4) == [5, 6, 1, 2]
+    assert PromptLookup(sizes=2).propose(ids, 12, 3) == [5, 6, 1]
+    assert PromptLookup(sizes=3).propose(ids, 4, 4) == []
+    assert PromptLookup(sizes=1).propose(torch.tensor([[7, 7]]), 2, 9) == [7]
+
+
+def test_pace_follows_how_drafts_went() -> None:
+    pace = Pace(most=7)
+    assert pace.drafts() == 7
+    pace.learn(7, 3)
+    assert pace.drafts() == 3
+    pace.learn(3, 3)
+    assert pace.drafts() == 6
+    pace.learn(6, 0)
+    assert pace.drafts() == 1
+    pace.learn(1, 0)  # a pause of two steps, then one more try
+    assert [pace.drafts() for _ in range(4)] == [0, 0, 1, 1]
+    pace.learn(1, 0)
+    assert [pace.drafts() for _ in range(5)] == [0, 0, 0, 0, 1]
+    pace.learn(0, 0)  # nothing was there to be drafted
+    assert pace.drafts() == 1
+    pace.learn(1, 1)
+    assert pace.drafts() == 2
+    pace.learn(2, 0)
+    pace.learn(1, 0)
+    assert [pace.drafts() for _ in range(3)] == [0, 0, 1]
+
+
+def test_useless_drafts_are_soon_given_up(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PromptLookup, "propose", lambda self, tokens, length, most: [VOCAB - 1] * most)
+    options = {"max_new_tokens": 100, "suppress_tokens": [VOCAB - 1]}
+    expected = model.generate(prompt(), **options)
+    result = model.generate(prompt(), prompt_lookup_num_tokens=7, return_dict_in_generate=True, **options)
+    assert torch.equal(result.sequences, expected)
+    assert result.speculation.accepted == 0
+    assert result.speculation.drafted < 15
 
 
 def test_padding_and_caches(model: Any, assistant: Any) -> None:

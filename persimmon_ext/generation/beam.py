@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from persimmon_ext.generation.criteria import ended_rows
+from persimmon_ext.generation.criteria import Criterion, EndTokens, ended_rows
 from persimmon_ext.generation.loop import Task
+from persimmon_ext.generation.nan import AFTER_PROCESSORS, from_model, raise_for_nan
 from persimmon_ext.generation.prompt import Prompt
 from persimmon_ext.generation.sampling import filter_scores, sample_distinct
 from persimmon_ext.generation.settings import Beams, Distribution, SpecialTokens
@@ -78,6 +79,9 @@ class BeamSearch:
         self._fill = fill
         self._distribution = distribution
         self._rng = rng
+        ends = torch.tensor(special.ends, dtype=torch.int64, device=task.runner.model.device)
+        by_token: list[Criterion] = [EndTokens(ends)] if special.ends else []
+        self._criteria = [*by_token, *task.criteria]
         # Were all of the best candidates to end, as many would still be there to go on.
         self._kept_tokens = max(2, 1 + len(special.ends))
         self._candidates = self._kept_tokens * beams.number
@@ -98,7 +102,7 @@ class BeamSearch:
         done = Hypotheses(live.ids.clone(), torch.full_like(live.scores, _NEVER), live.origins, live.ended)
         can_improve = torch.ones(B, 1, dtype=torch.bool, device=flat.device)
         while True:
-            task.check(logits, length)
+            raise_for_nan(logits.amax(dim=-1), length, from_model(task.runner.model.dtype))
             candidates = self._extend(live, logits, length, begin)
             live = self._next_beams(candidates)
             done = self._collect(done, candidates, can_improve, length + 1 - begin)
@@ -115,6 +119,8 @@ class BeamSearch:
         """The best (or drawn) continuations of each row by one token, best first."""
         task, (B, K) = self._task, live.scores.shape
         logprobs = task.process(live.ids.flatten(0, 1)[:, :length], logits.log_softmax(dim=-1))
+        if task.processors:
+            raise_for_nan(logprobs.amax(dim=-1), length, AFTER_PROCESSORS)
         if self._rng is not None:
             logprobs = filter_scores(logprobs, self._distribution, self._kept_tokens)
         task.trace.note(logits, logprobs, task.runner.output)
@@ -135,7 +141,7 @@ class BeamSearch:
             candidates.ended = torch.ones_like(candidates.ended)
         else:
             ids = candidates.ids.flatten(0, 1)[:, : length + 1]
-            candidates.ended = ended_rows(task.criteria, ids, task.trace.scores_so_far()).view(B, -1)
+            candidates.ended = ended_rows(self._criteria, ids, task.trace.scores_so_far()).view(B, -1)
         return candidates
 
     def _next_beams(self, candidates: Hypotheses) -> Hypotheses:

@@ -5,8 +5,9 @@ A criterion takes ids [B, S] and scores, as transformers' do, and says which row
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,9 +64,10 @@ class StopStrings:
 
 
 class Ending:
-    """Follows which rows have ended, and at which length."""
+    """Follows which rows have ended, by one of the ids `ends` or one of `criteria`, and at which length."""
 
-    def __init__(self, criteria: Sequence[Criterion], pad: int | None, batch: int) -> None:
+    def __init__(self, ends: Iterable[int], criteria: Sequence[Criterion], pad: int | None, batch: int) -> None:
+        self._ends = frozenset(ends)
         self._criteria = list(criteria)
         self._pad = pad
         self._lengths: list[int | None] = [None] * batch
@@ -81,14 +83,18 @@ class Ending:
         return chosen if self._filled is None or self._pad is None else chosen.masked_fill(self._filled, self._pad)
 
     def look(self, tokens: Tensor, first: int, last: int, scores: Any) -> None:
-        """Asks the criteria about each length from `first` + 1 to `last` of tokens int64 [B, ...], and fills rows
-        that ended on the way with padding. One wait for the device, however many lengths."""
-        if not self._criteria:
+        """Asks about each length from `first` + 1 to `last` of tokens int64 [B, ...], and fills rows that ended on the
+        way with padding. A wait for the device, or with criteria two, however many lengths."""
+        if not (self._ends or self._criteria):
             return
-        flags = [ended_rows(self._criteria, tokens[:, :length], scores) for length in range(first + 1, last + 1)]
+        flags = [[token in self._ends for token in row] for row in tokens[:, first:last].tolist()]
+        if self._criteria:
+            asked = [ended_rows(self._criteria, tokens[:, :length], scores) for length in range(first + 1, last + 1)]
+            answers = torch.stack(asked, dim=1).tolist()
+            flags = [list(map(operator.or_, *both)) for both in zip(flags, answers, strict=True)]
         changed = False
-        for row, ended in enumerate(torch.stack(flags, dim=1).tolist()):
-            if self._lengths[row] is None and any(ended):
+        for row, ended in enumerate(flags):
+            if self._lengths[row] is None and True in ended:
                 length = self._lengths[row] = first + 1 + ended.index(True)
                 changed = True
                 if self._pad is not None:

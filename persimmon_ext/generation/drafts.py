@@ -13,32 +13,64 @@ from persimmon_ext.generation.loop import Task
 class Drafter(Protocol):
     """Guesses how a text goes on."""
 
-    def propose(self, tokens: Tensor, length: int, most: int) -> Tensor:
-        """At most `most` ids, int64 [D], that may follow the first `length` of tokens int64 [1, ...]."""
+    def propose(self, tokens: Tensor, length: int, most: int) -> list[int]:
+        """At most `most` ids, 1 or more, that may follow the first `length` of tokens int64 [1, ...]."""
+
+
+class Pace:
+    """How many tokens to draft at a time, by how the latest drafts went: a rejected draft costs time and gives nothing.
+
+    The number doubles when all were accepted, and falls to those that were. Where even one alone was wrong there is a
+    pause, twice as long each time. The tokens that come out don't depend on it. `most`: drafts at a time.
+    """
+
+    _FIRST_PAUSE, _LONGEST_PAUSE = 2, 64  # steps
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = most
+        self._pause = self._left = 0
+
+    def drafts(self) -> int:
+        """Tokens to draft for the next step."""
+        if self._left:
+            self._left -= 1
+            return 0
+        return self._size
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Takes note of a step that checked `drafted` tokens."""
+        if not drafted:
+            return
+        if accepted == drafted:
+            self._size, self._pause = min(2 * self._size, self._most), 0
+        elif accepted or drafted > 1:
+            self._size = max(accepted, 1)
+        else:
+            self._pause = min(2 * self._pause or self._FIRST_PAUSE, self._LONGEST_PAUSE)
+            self._left = self._pause
 
 
 class PromptLookup:
     """What followed the latest n-gram the last time that it occurred. Source: Saxena, "Prompt lookup decoding", 2023.
 
-    `sizes`: the longest n-gram that is looked for; shorter ones follow where it has not occurred. `drafts`: tokens of a
-    guess.
+    `sizes`: the longest n-gram that is looked for; shorter ones follow where it has not occurred.
     """
 
-    def __init__(self, sizes: int, drafts: int) -> None:
-        self._drafts = drafts
+    def __init__(self, sizes: int) -> None:
         self._ids: list[int] = []
         #: Of each size: where the token after the latest n-gram stands. An n-gram is entered once a token follows it.
         self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(sizes)]
 
-    def propose(self, tokens: Tensor, length: int, most: int) -> Tensor:
+    def propose(self, tokens: Tensor, length: int, most: int) -> list[int]:
         """See `Drafter`."""
         for token in tokens[0, len(self._ids) : length].tolist():
             self._enter(token)
         for size in range(len(self._after), 0, -1):
             place = self._after[size - 1].get(tuple(self._ids[-size:]))
             if place is not None:
-                return tokens[0, place : min(place + min(self._drafts, most), length)]
-        return tokens[0, :0]
+                return self._ids[place : place + most]
+        return []
 
     def _enter(self, token: int) -> None:
         place = len(self._ids)
@@ -56,22 +88,21 @@ class DraftModel:
     arXiv:2408.07978. `task`: as the large model's, but for its runner, which has yet to see the prompt.
     """
 
-    def __init__(self, task: Task, drafts: int) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._drafts = drafts
         self._fed = 0
 
-    def propose(self, tokens: Tensor, length: int, most: int) -> Tensor:
+    def propose(self, tokens: Tensor, length: int, most: int) -> list[int]:
         """See `Drafter`."""
         task, known = self._task, min(self._fed, length - 1)
         task.runner.truncate(known)
         ids = tokens[:, :length]
         pending = ids[:, known:]
-        drafts = min(self._drafts, most)
-        for draft in range(drafts):
+        for draft in range(most):
             logits = task.runner.feed(pending, ids.shape[1] - pending.shape[1])[:, -1]
             place = torch.tensor([draft], device=tokens.device)
-            pending = task.choose(task.process(ids, logits), place)[0][:, None]
+            pending = task.choose(task.process(ids, logits), place).tokens[:, None]
             ids = torch.cat([ids, pending], dim=1)
-        self._fed = ids.shape[1] - 1 if drafts else known
-        return ids[0, length:]
+        self._fed = ids.shape[1] - 1
+        guess: list[int] = ids[0, length:].tolist()
+        return guess

@@ -15,7 +15,7 @@ from torch import Tensor
 from persimmon_ext.cache import Cache
 from persimmon_ext.generation.beam import BeamResult, BeamSearch
 from persimmon_ext.generation.config import combine
-from persimmon_ext.generation.drafts import Drafter, DraftModel, PromptLookup
+from persimmon_ext.generation.drafts import Drafter, DraftModel, Pace, PromptLookup
 from persimmon_ext.generation.loop import Streamer, Task, generate_plainly
 from persimmon_ext.generation.prompt import Prompt, prepare_prompt
 from persimmon_ext.generation.request import Request, prepare_request
@@ -104,7 +104,8 @@ def generate(
                 result = search.run(prompt)
                 sequences = result.sequences
             elif request.speculates:
-                sequences, speculation = generate_speculatively(task, prompt, _drafter(request, task, prompt))
+                drafter = _drafter(request, task, prompt)
+                sequences, speculation = generate_speculatively(task, prompt, drafter, Pace(request.drafts))
             else:
                 sequences = generate_plainly(task, prompt)
     finally:
@@ -165,10 +166,10 @@ def _own_rows(cache: Any, rows: int, copies: int, slots: int) -> Any:
 
 def _drafter(request: Request, task: Task, prompt: Prompt) -> Drafter:
     if request.assistant is None:
-        return PromptLookup(request.ngram_size, request.drafts)
+        return PromptLookup(request.ngram_size)
     alone = Prompt(prompt.ids, None if prompt.mask is None else prompt.mask[:, prompt.earlier :])
     runner = _make_runner(request.assistant, request, alone, None, lends=False)
-    return DraftModel(request.draft_task(task, runner), request.drafts)
+    return DraftModel(request.draft_task(task, runner))
 
 
 def _output(

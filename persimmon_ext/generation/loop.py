@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from persimmon_ext.generation.criteria import Criterion, Ending
+from persimmon_ext.generation.nan import NanWatch
 from persimmon_ext.generation.processors import Processor
 from persimmon_ext.generation.prompt import Prompt
 from persimmon_ext.generation.runner import Runner
-from persimmon_ext.generation.sampling import Chooser
+from persimmon_ext.generation.sampling import Choice, Chooser
 
 
 class Streamer(Protocol):
@@ -54,6 +55,11 @@ class Trace:
             if kept is not None:
                 del kept[steps:]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept."""
+        return self.scores is self.logits is self.attentions is self.hidden_states is None
+
     def scores_so_far(self) -> tuple[Tensor, ...] | None:
         """In the form that stopping criteria get."""
         return None if self.scores is None else tuple(self.scores)
@@ -61,7 +67,7 @@ class Trace:
 
 @dataclass
 class Task:
-    """What every loop needs: how logits become tokens, and when rows end.
+    """What every loop needs: how logits become tokens, and when rows end: by one of the ids `ends`, or `criteria`.
 
     `longest`: length of the result at most, prompt included. `copies`: results a row, which share its prompt's cache.
     """
@@ -69,12 +75,18 @@ class Task:
     runner: Runner
     processors: Sequence[Processor]
     choose: Chooser
+    ends: Sequence[int]
     criteria: Sequence[Criterion]
     pad: int | None
     longest: int
     copies: int = 1
     streamer: Streamer | None = None
     trace: Trace = field(default_factory=Trace)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody but the loop sees logits."""
+        return not self.processors and not self.criteria and self.trace.is_empty
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Scores fp32 [B, V] from ids [B, S] and logits fp32 [B, V], which stay as they are where they are kept.
@@ -91,9 +103,26 @@ class Task:
                 )
         return scores
 
-    def check(self, logits: Tensor, length: int) -> None:
-        """Raises ValueError if logits [B, ..., V], of the tokens in places `length` and on, hold NaN."""
-        raise_for_nan(logits.amax(dim=-1).isnan(), length, self.runner.model.dtype)  # a maximum with a NaN is NaN
+    def next_tokens(
+        self, tokens: Tensor, length: int, logits: Tensor, watch: NanWatch, places: Tensor | None = None
+    ) -> Choice:
+        """Chooses a token a row from logits fp32 [B, V], which follow the first `length` of tokens int64 [B, ...].
+
+        `places`: as for a `Chooser`. Raises ValueError, now or when `watch` looks, where logits or scores are NaN.
+        """
+        scores = logits
+        if self.processors:
+            watch.note(logits.amax(dim=-1))
+            scores = self.process(tokens[:, :length], logits)
+        try:
+            choice = self.choose(scores, places)
+        except ValueError:
+            watch.note(scores.amax(dim=-1), processed=bool(self.processors))
+            watch.look(length)
+            raise
+        if choice.peak is not None:
+            watch.note(choice.peak, processed=bool(self.processors))
+        return choice
 
     def start(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Runs the prompt. Returns the buffer of results, int64 [B', longest] whose first T are filled, and the first
@@ -114,7 +143,7 @@ class Task:
     def next_logits(self, tokens: Tensor, length: int, earlier: int) -> Tensor:
         """The logits fp32 [B, V] that follow the first `length` of tokens [B, ...], all but the last being cached."""
         first = length - 1 if self.runner.use_cache else 0
-        return self.runner.feed(tokens[:, first:length], earlier + first)[:, -1]
+        return self.runner.feed(tokens.narrow(1, first, length - first), earlier + first)[:, -1]
 
 
 def steps_between_looks(device: torch.device) -> int:
@@ -122,48 +151,38 @@ def steps_between_looks(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
-def raise_for_nan(invalid: Tensor, length: int, dtype: torch.dtype) -> None:
-    """Raises ValueError if any of `invalid`, bool [B] or [B, T], is set; `length`: the place of the (first) token."""
-    if not bool(invalid.any()):
-        return
-    where = (invalid if invalid.dim() == 2 else invalid[:, None]).nonzero()
-    row, place = where[where[:, 1].argmin()].tolist()
-    raise ValueError(
-        f"The model's logits of row {row} are NaN at token {length + place}: its weights hold NaN, or values "
-        f"overflow in {dtype}."
-    )
-
-
 def generate_plainly(task: Task, prompt: Prompt) -> Tensor:
     """Greedy search or sampling: returns the prompt and the new tokens, int64 [B', T + new]."""
-    runner, streamer = task.runner, task.streamer
     tokens, logits = task.start(prompt)
-    begin = length = looked = prompt.ids.shape[1]
-    ending = Ending(task.criteria, task.pad, len(tokens))
+    begin = prompt.ids.shape[1]
+    if task.is_private:
+        with task.runner.lending_logits():
+            length = _go_on(task, tokens, begin, logits, prompt.earlier)
+    else:
+        length = _go_on(task, tokens, begin, logits, prompt.earlier)
+    task.trace.shorten(length - begin)
+    task.runner.truncate(prompt.earlier + length - 1)
+    return tokens[:, :length].contiguous()
+
+
+def _go_on(task: Task, tokens: Tensor, length: int, logits: Tensor, earlier: int) -> int:
+    """Writes new tokens into tokens int64 [B', longest] from `length` on, the first by `logits` [B', V]; returns the
+    length of the longest row."""
+    runner, streamer, looked = task.runner, task.streamer, length
+    ending = Ending(task.ends, task.criteria, task.pad, len(tokens))
+    watch = NanWatch(runner.model.dtype)
     interval = 1 if streamer is not None else steps_between_looks(tokens.device)
-    invalid: list[Tensor] = []
     while True:
-        if interval == 1:
-            task.check(logits, length)
-        else:
-            invalid.append(logits.amax(dim=-1).isnan())
-        scores = task.process(tokens[:, :length], logits)
-        chosen, scores = task.choose(scores)
-        task.trace.note(logits, scores, runner.output)
-        tokens[:, length] = ending.fill(chosen)
+        choice = task.next_tokens(tokens, length, logits, watch)
+        task.trace.note(logits, choice.scores, runner.output)
+        tokens[:, length] = ending.fill(choice.tokens)
         length += 1
-        if streamer is not None:
-            streamer.put(tokens[:, length - 1].cpu())
         if length - looked >= interval or length == task.longest:
-            if invalid:
-                raise_for_nan(torch.stack(invalid, dim=1), looked, runner.model.dtype)
-                invalid.clear()
+            watch.look(looked)
+            if streamer is not None:
+                streamer.put(tokens[:, looked].cpu())
             ending.look(tokens, looked, length, task.trace.scores_so_far())
             looked = length
             if ending.all_ended or length == task.longest:
-                break
-        logits = task.next_logits(tokens, length, prompt.earlier)
-    length = ending.longest(length)
-    task.trace.shorten(length - begin)
-    runner.truncate(prompt.earlier + length - 1)
-    return tokens[:, :length].contiguous()
+                return ending.longest(length)
+        logits = task.next_logits(tokens, length, earlier)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext.generation.config import GenerationConfig
-from persimmon_ext.generation.criteria import Criterion, EndTokens, MaxTime, StopStrings
+from persimmon_ext.generation.criteria import Criterion, MaxTime, StopStrings
 from persimmon_ext.generation.loop import Streamer, Task, Trace
 from persimmon_ext.generation.memory import CACHES
 from persimmon_ext.generation.processors import Processor, penalties
@@ -115,7 +115,7 @@ class Request:
         padding = prompt.padding()
         if padding is not None:
             padding = padding.repeat_interleave(copies)
-        criteria: list[Criterion] = [EndTokens(ends)] if self.special.ends else []
+        criteria: list[Criterion] = []
         if self.stop_strings:
             criteria.append(StopStrings(self.tokenizer, self.stop_strings))
         if config.max_time is not None:
@@ -126,6 +126,7 @@ class Request:
             runner=runner,
             processors=penalties(self.penalties, self.lengths.shortest, ends, padding, self.own_processors),
             choose=self._chooser(prompt, keeps_scores),
+            ends=self.special.ends,
             criteria=[*criteria, *self.own_criteria],
             pad=self.special.pad,
             longest=self.lengths.longest,

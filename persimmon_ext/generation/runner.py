@@ -62,15 +62,19 @@ class Runner:
         self._slots = slots
         self._chunk = chunk
         self._plan = plan if use_cache and not self.recording else None
+        self._lends_logits = False
         self._set_padding(padding)
 
     def feed(self, tokens: Tensor, first: int, keep: int = 1) -> Tensor:
-        """Runs tokens int64 [B, T] from slot `first` on; returns the last `keep` positions' logits, fp32 [B, keep, V].
+        """Runs tokens int64 [B, T] from slot `first` on; returns the last `keep` positions' logits, fp32 [B, keep, V]
+        (see `lending_logits` for an exception).
 
         Without a cache, `tokens` is the whole sequence and `first` 0.
         """
         if self._plan is not None and tokens.shape[1] <= PLANNED_TOKENS:
             # Skips autograd's dispatch of each op; only the logits leave, as a copy that any mode can use.
+            if self._lends_logits:
+                return self._plan(tokens, first, self.padding, self.cache)
             with torch.inference_mode():
                 logits = self._plan(tokens, first, self.padding, self.cache)
             return logits[:, -keep:].to(torch.float32, copy=True)
@@ -82,6 +86,18 @@ class Runner:
         output = self._forward(self.model, tokens[:, done:], first + done, logits_to_keep=keep)
         logits = output.logits[:, -keep:].float()
         return logits
+
+    @contextmanager
+    def lending_logits(self) -> Iterator[None]:
+        """Inside, `feed` may return logits in the model's dtype, of more positions than asked for, which the next call
+        overwrites: for a caller that chooses tokens by them and no more. In inference mode, whose tensors must not get
+        out."""
+        self._lends_logits = True
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._lends_logits = False
 
     def repeat(self, copies: int) -> None:
         """Makes `copies` rows of each row, side by side."""

@@ -6,7 +6,7 @@ Dims: B batch, S tokens so far, V vocab.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,20 @@ from persimmon_ext.generation.settings import Distribution, check_integer
 _WORD = 1 << 64
 
 
+class Choice(NamedTuple):
+    """Tokens int64 [B], and the scores fp32 [B, V] that they were chosen by. `peak` fp32 [B]: the highest score of each
+    row, NaN where one is NaN; None where the chooser has raised for that."""
+
+    tokens: Tensor
+    scores: Tensor
+    peak: Tensor | None
+
+
 class Chooser(Protocol):
     """Turns penalised scores into tokens."""
 
-    def __call__(self, scores: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """From scores fp32 [B, V]: the tokens int64 [B], and the scores that they were chosen by.
+    def __call__(self, scores: Tensor, places: Tensor | None = None) -> Choice:
+        """From scores fp32 [B, V]. Raises ValueError where tokens are drawn on the CPU and a score is NaN.
 
         None as `places`: the next token of each row. Else int64 [B]: the tokens are all of one row, so many places
         after its next one, and `advance` says how many of them are kept.
@@ -34,9 +43,10 @@ class Chooser(Protocol):
 class Greedy:
     """Takes the token with the highest score."""
 
-    def __call__(self, scores: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, scores: Tensor, places: Tensor | None = None) -> Choice:
         """See `Chooser`."""
-        return scores.argmax(dim=-1), scores
+        peak, tokens = scores.max(dim=-1)
+        return Choice(tokens, scores, peak)
 
     def advance(self, tokens: int) -> None:
         """Nothing goes by the place here."""
@@ -55,8 +65,9 @@ class Sampler:
         self._distribution = distribution
         self._filters_apart = expose_scores or distribution.typical_p < 1
         self._rng = torch.stack([torch.tensor(list(seeds), dtype=torch.int64, device=counts.device), counts], dim=1)
+        self._counts = self._rng[:, 1]
 
-    def __call__(self, scores: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, scores: Tensor, places: Tensor | None = None) -> Choice:
         """See `Chooser`."""
         rng = self._rng
         if places is not None:
@@ -71,12 +82,14 @@ class Sampler:
                 scores, rng, temperature=asked.temperature, top_k=asked.top_k, top_p=asked.top_p, min_p=asked.min_p
             )
         if places is None:
-            self._rng[:, 1] += 1
-        return tokens, scores
+            self._counts.add_(1)
+        if tokens.is_cpu:
+            return Choice(tokens, scores, None)
+        return Choice(tokens.clamp(min=0), scores, scores.amax(dim=-1))  # -1 where a score is NaN: no id to go on with
 
     def advance(self, tokens: int) -> None:
         """See `Chooser`."""
-        self._rng[:, 1] += tokens
+        self._counts.add_(tokens)
 
 
 def filter_scores(scores: Tensor, asked: Distribution, keep: int = 1) -> Tensor:
