@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.timing import Sample, measure
 from persimmon_ext import _C
+from persimmon_ext.huge_pages import on_huge_pages
 
 Facts = dict[str, Any]
 
@@ -66,7 +67,7 @@ class MemoryReader:
     """
 
     def __init__(self, device: torch.device, megabytes: int) -> None:
-        self.words = torch.ones(megabytes << 17, dtype=torch.int64, device=device)
+        self.words = on_huge_pages(torch.empty(megabytes << 17, dtype=torch.int64, device=device)).fill_(1)
 
     def __call__(self) -> None:
         if self.words.is_cuda:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 import persimmon_ext
 from benchmarks import options
-from benchmarks.weights import Filler
+from benchmarks.weights import Filler, copied
+from persimmon_ext.huge_pages import on_huge_pages
 
 _HIDDEN_MAJOR = "dense_4h_to_h.weight"
 
@@ -72,9 +73,9 @@ def build(arguments: argparse.Namespace, device: torch.device) -> Pair:
     names = [name for name, _ in ours.named_parameters()]
     for name in tqdm(names, desc="weights", unit="tensor", delay=2, disable=None):
         shape = ours.get_parameter(name).shape
-        tensor = _random_parameter(name, torch.empty(shape, dtype=dtype, device=device), filler, config)
+        tensor = _random_parameter(name, on_huge_pages(torch.empty(shape, dtype=dtype, device=device)), filler, config)
         hidden_major = name.endswith(_HIDDEN_MAJOR)
-        _replace(ours, name, tensor.T.contiguous().T if hidden_major else tensor)
+        _replace(ours, name, copied(tensor.T).T if hidden_major else tensor)
         if theirs is not None:
             _replace(theirs, name, tensor)
     pair = Pair(ours.eval(), None if theirs is None else theirs.eval())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Shapes, accurate, size
+from benchmarks.weights import copied
 from persimmon_ext import ops, quantization, reference
 
 ZEROS = (0.0, 0.5, 0.9, 0.97)
@@ -102,7 +103,7 @@ def _read_share(x: Tensor) -> float:
 def sparse_linear(shapes: Shapes) -> Iterator[Case]:
     C, F = shapes.hidden, shapes.ffn
     weight = shapes.normal(F, C, spread=0.02).T  # hidden-major
-    row_major = weight.contiguous()
+    row_major = copied(weight)
     bias = shapes.normal(C, spread=0.02)
     for rows in shapes.rows:
         for zeros in ZEROS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from persimmon_ext.huge_pages import on_huge_pages
+
 # Prime, so that no two rows of a matrix are equal before this many rows.
 _BLOCK = 4_194_301
 
@@ -35,4 +37,9 @@ class Filler:
 
     def normal(self, *shape: int, dtype: torch.dtype, spread: float = 1.0) -> Tensor:
         """A new tensor of normal numbers."""
-        return self.fill_(torch.empty(shape, dtype=dtype, device=self.block.device), spread)
+        return self.fill_(on_huge_pages(torch.empty(shape, dtype=dtype, device=self.block.device)), spread)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy, in memory like that of a loaded weight."""
+    return on_huge_pages(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)).copy_(tensor)

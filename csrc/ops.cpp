@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <torch/library.h>
 
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 
 TORCH_LIBRARY(persimmon_ext, m) {
@@ -64,6 +65,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = PERSIMMON_CUDA_VERSION;              // "" when built without CUDA
   m.attr("cuda_architectures") = PERSIMMON_CUDA_ARCHITECTURES;  // e.g. "8.0;9.0a+PTX"
   m.def("cpu_isa", [] { return persimmon::cpu::name(persimmon::cpu::isa()); });
+  m.def("advise_huge_pages", persimmon::cpu::advise_huge_pages, pybind11::arg("address"), pybind11::arg("bytes"));
   m.def("cpu_isas", [] {
     std::vector<std::string> names;
     for (auto isa : persimmon::cpu::kIsas) {

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from persimmon_ext.huge_pages import on_huge_pages
+
 _ROUND = 64  # a growing storage is a whole number of this many slots
 
 
@@ -211,4 +213,5 @@ class CacheLayer:
     def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         # Outside inference mode, so that the storage can be written to in any mode later.
         with torch.inference_mode(False):
-            return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+            k, v = (on_huge_pages(torch.empty(shape, dtype=dtype, device=device)).zero_() for _ in range(2))
+            return k, v

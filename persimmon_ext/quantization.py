@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
+from persimmon_ext.huge_pages import on_huge_pages
 from persimmon_ext.reference import INT4_GROUP
 
 INT8_LIMIT = 127
@@ -74,7 +75,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Raises: ValueError for a weight that isn't a matrix or holds an infinity or NaN; TypeError for one of integers.
     """
     _check_matrix(weight)
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    codes = on_huge_pages(torch.empty(weight.shape, dtype=torch.int8, device=weight.device))
     return codes, _fill_int8(weight, codes)
 
 
@@ -91,8 +92,8 @@ def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     N, K = weight.shape
     if K % INT4_GROUP:
         raise ValueError(f"int4 needs the weight's last dimension to be a multiple of {INT4_GROUP}, got {K}.")
-    packed = torch.empty(N, K // 2, dtype=torch.uint8, device=weight.device)
-    scale = torch.empty(N, K // INT4_GROUP, device=weight.device)
+    packed = on_huge_pages(torch.empty(N, K // 2, dtype=torch.uint8, device=weight.device))
+    scale = on_huge_pages(torch.empty(N, K // INT4_GROUP, device=weight.device))
     for rows, piece in _pieces(weight):
         groups = piece.view(len(piece), K // INT4_GROUP, INT4_GROUP)
         largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
@@ -110,7 +111,7 @@ def quantize_hidden_major_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     _check_matrix(weight)
     C, F = weight.shape
-    codes = torch.empty(F, C, dtype=torch.int8, device=weight.device)
+    codes = on_huge_pages(torch.empty(F, C, dtype=torch.int8, device=weight.device))
     return codes, _fill_int8(weight, codes.T)
 
 

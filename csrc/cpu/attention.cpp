@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "binding.h"
+#include "huge_pages.h"
 
 namespace persimmon::cpu {
 namespace {
@@ -70,7 +71,7 @@ std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q_, const at::Tensor
   const auto [start, length, offset, B, T, S, H, D, _scale, _dtype] = shape;
   const at::Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_), v = with_contiguous_rows(v_);
   const at::TensorOptions fp32 = q.options().dtype(at::kFloat);
-  const at::Tensor out = at::empty({B, T, H, D}, q.options()), lse = at::empty({B, H, T}, fp32);
+  const at::Tensor out = on_huge_pages(at::empty({B, T, H, D}, q.options())), lse = at::empty({B, H, T}, fp32);
   if (B * T * H == 0) return {out, lse};
   const int64_t splits = split_count(shape), floats = attention_scratch(D);
   const at::Tensor partials = at::empty({splits > 1 ? splits * B * H * T * (1 + D) : 0}, fp32);

@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "binding.h"
+#include "huge_pages.h"
 
 namespace persimmon::cpu {
 namespace {
@@ -26,7 +27,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
   const at::Tensor dout = with_contiguous_rows(dout_), out = with_contiguous_rows(out_), lse = lse_.contiguous();
   const at::TensorOptions fp32 = q.options().dtype(at::kFloat);
   const at::Tensor dq = at::zeros({B, H, T, padded(D)}, fp32);
-  const at::Tensor dk = at::empty({B, H, S, D}, q.options()), dv = at::empty({B, H, S, D}, q.options());
+  const at::Tensor dk = on_huge_pages(at::empty({B, H, S, D}, q.options()));
+  const at::Tensor dv = on_huge_pages(at::empty({B, H, S, D}, q.options()));
   const int64_t floats = attention_backward_scratch(T, D);
   const at::Tensor scratch = at::empty({at::get_num_threads(), floats}, fp32);
   const AttentionBackwardParams params{

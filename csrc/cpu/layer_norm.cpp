@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "binding.h"
+#include "huge_pages.h"
 
 namespace persimmon::cpu {
 namespace {
@@ -25,8 +26,8 @@ std::tuple<at::Tensor, at::Tensor> norm(const at::Tensor& x_, const at::Tensor* 
   if (residual_ != nullptr) check_like(*residual_, "residual", x_, "x", x_.sizes());
   const at::Tensor x = x_.contiguous(), w = weight.contiguous(), b = bias.contiguous();
   const at::Tensor residual = residual_ != nullptr ? residual_->contiguous() : at::Tensor();
-  const at::Tensor y = at::empty_like(x);
-  const at::Tensor sum = residual.defined() ? at::empty_like(x) : at::Tensor();
+  const at::Tensor y = on_huge_pages(at::empty_like(x));
+  const at::Tensor sum = residual.defined() ? on_huge_pages(at::empty_like(x)) : at::Tensor();
   const LayerNormParams params{
       .x = x.const_data_ptr(),
       .residual = residual.defined() ? residual.const_data_ptr() : nullptr,
@@ -61,7 +62,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Ten
   constexpr int64_t kMaxChunks = 64;
   const int64_t rows_per_chunk = std::max<int64_t>(16, (rows + kMaxChunks - 1) / kMaxChunks);
   const int64_t chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
-  const at::Tensor dx = at::empty_like(x);
+  const at::Tensor dx = on_huge_pages(at::empty_like(x));
   const at::Tensor partials = at::empty({chunks, 2, C}, x.options().dtype(at::kFloat));
   const LayerNormBackwardParams params{
       .grad = grad.const_data_ptr(),

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "binding.h"
+#include "huge_pages.h"
 #include "linear.h"
 #include "product_type.h"
 #include "sparse_rule.h"
@@ -40,7 +41,7 @@ Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTe
       .x = x.contiguous().view({M, K}),
       .bias = bias ? bias->contiguous() : at::Tensor(),
       .residual = residual ? residual->contiguous() : at::Tensor(),
-      .y = at::empty(sizes, x.options()),
+      .y = on_huge_pages(at::empty(sizes, x.options())),
       .relu2 = relu2,
       .M = M,
       .N = N,

@@ -8,6 +8,7 @@
 
 #include "../qk_checks.h"
 #include "binding.h"
+#include "huge_pages.h"
 #include "kernels/qk_norm_rope.h"
 
 namespace persimmon::cpu {
@@ -30,7 +31,7 @@ at::Tensor run(const at::Tensor& qkv_, const QkNorms& norms, const at::Tensor& c
   const at::Tensor q_weight = norms.q_weight.contiguous(), q_bias = norms.q_bias.contiguous();
   const at::Tensor k_weight = norms.k_weight.contiguous(), k_bias = norms.k_bias.contiguous();
   const int64_t B = qkv.size(0), T = qkv.size(1), H = qkv.size(2), D = qkv.size(4);
-  const at::Tensor q = at::empty({B, H, T, D}, qkv.options());
+  const at::Tensor q = on_huge_pages(at::empty({B, H, T, D}, qkv.options()));
   const QkNormRopeParams params{
       .qkv = qkv.const_data_ptr(),
       .q_weight = q_weight.const_data_ptr(),
@@ -71,8 +72,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> qk_norm_rope(const at::Tensor& qk
   check_like(q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
   check_like(k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
   check_rotation(cos, sin, qkv);
-  const at::Tensor k = at::empty({qkv.size(0), qkv.size(2), qkv.size(1), qkv.size(4)}, qkv.options());
-  const at::Tensor v = at::empty_like(k);
+  const at::Tensor k = on_huge_pages(at::empty({qkv.size(0), qkv.size(2), qkv.size(1), qkv.size(4)}, qkv.options()));
+  const at::Tensor v = on_huge_pages(at::empty_like(k));
   return {run(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, k, v, at::Tensor(), eps), k, v};
 }
 
@@ -94,7 +95,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> qk_norm_r
   const int64_t rows = B * T * H;
   const int64_t rows_per_chunk = std::max<int64_t>(64, (rows + kMaxChunks - 1) / kMaxChunks);
   const int64_t chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
-  const at::Tensor dqkv = at::empty_like(qkv);
+  const at::Tensor dqkv = on_huge_pages(at::empty_like(qkv));
   const at::Tensor partials = at::empty({chunks, 5, D}, qkv.options().dtype(at::kFloat));
   const QkNormRopeBackwardParams params{
       .dq = dq.const_data_ptr(),

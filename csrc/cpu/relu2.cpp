@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "binding.h"
+#include "huge_pages.h"
 
 namespace persimmon::cpu {
 namespace {
@@ -18,7 +19,7 @@ at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const std::optio
   const at::Tensor x = x_.contiguous();
   const at::Tensor grad = grad_ != nullptr ? grad_->contiguous() : at::Tensor();
   const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
-  const at::Tensor y = at::empty_like(x);
+  const at::Tensor y = on_huge_pages(at::empty_like(x));
   if (x.numel() == 0) return y;
   const int64_t F = bias.defined() ? x.size(-1) : x.numel();  // without a bias, one long row
   const Relu2Params params{

@@ -26,6 +26,7 @@ from persimmon_ext.checkpoints.replacing import check_unchanged, file_states, se
 from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dtype
 from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.huge_pages import on_huge_pages
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -222,7 +223,7 @@ def _materialise(model: nn.Module, names: tuple[str, ...], target: Target) -> Te
     meta = tensor_at(model, names[0])
     is_parameter = isinstance(meta, nn.Parameter)
     dtype = target.dtype if is_parameter else meta.dtype
-    memory = torch.empty_strided(meta.shape, meta.stride(), dtype=dtype, device=target.device(names[0]))
+    memory = on_huge_pages(torch.empty_strided(meta.shape, meta.stride(), dtype=dtype, device=target.device(names[0])))
     tensor = nn.Parameter(memory, requires_grad=meta.requires_grad) if is_parameter else memory
     for name in names:
         owner, _, leaf = name.rpartition(".")
