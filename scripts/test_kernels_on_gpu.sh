@@ -24,7 +24,7 @@ else
 fi
 
 # The tests, a line "NAME SOURCE" each; those of Hopper's instructions need its architecture.
-for part in async hopper; do
+for part in async grid hopper; do
   [ "$part" = hopper ] && [ "$architecture" != 90a ] && continue
   echo "emulator_$part tests/cuda_kernels/emulator_${part}_test.cpp"
 done >"$work/tests"

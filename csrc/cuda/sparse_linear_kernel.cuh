@@ -1,8 +1,8 @@
 // The kernel behind sparse_linear.cuh, for every weight format, and its launcher.
 #pragma once
 #include "plan.cuh"
+#include "product_epilogue.cuh"
 #include "sparse_linear.cuh"
-#include "split_sum.cuh"
 #include "weight_formats.cuh"
 
 namespace persimmon::cuda {
@@ -21,6 +21,52 @@ struct SparseTile {
   static constexpr int kMaxRows = 64 / Weight::kValues;    // of x in one pass
 };
 
+// The rows of x that a pass takes where there are M.
+template <class Weight>
+constexpr int pass_rows(int64_t M) {
+  constexpr int kMax = SparseTile<Weight>::kMaxRows;
+  const int rows = M <= 1 ? 1 : M <= 2 ? 2 : M <= 4 ? 4 : 8;
+  return rows < kMax ? rows : kMax;
+}
+
+template <class Weight>
+int64_t sparse_splits(int64_t F) {
+  return F == 0 ? 1 : divide_up(F, SparseTile<Weight>::kUnits);  // bias and residual are added even to nothing
+}
+
+template <class Weight>
+int64_t sparse_arrivals(int64_t M, int64_t C) {  // one for each column tile and pass
+  return divide_up(C, SparseTile<Weight>::kColumns) * divide_up(M, pass_rows<Weight>(M));
+}
+
+// y of the block's column tile in rows first_m … first_m + kM - 1, from the sums of all splits.
+template <class T, class Weight, int kM>
+SIMT_DEVICE void add_splits(const SparseLinearParams& params, int64_t first_m) {
+  constexpr int kColumns = SparseTile<Weight>::kColumns, kOutputs = kColumns * kM / kSparseThreads;
+  static_assert(kOutputs * kSparseThreads == kColumns * kM, "every thread has as many outputs");
+  const auto row_of = [&](int i) { return first_m + (threadIdx.x + i * kSparseThreads) / kColumns; };
+  const auto column_of = [&](int i) {
+    return int64_t{blockIdx.x} * kColumns + (threadIdx.x + i * kSparseThreads) % kColumns;
+  };
+  [[maybe_unused]] constexpr int kSplitsAtOnce = 16 / kOutputs;  // 16 loads in flight
+  float sums[kOutputs] = {};
+#pragma unroll kSplitsAtOnce
+  for (int64_t split = 0; split < gridDim.y; ++split) {
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      if (row_of(i) >= params.M || column_of(i) >= params.C) continue;
+      sums[i] += params.partials[(split * params.M + row_of(i)) * params.C + column_of(i)];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) {
+    const int64_t m = row_of(i), n = column_of(i);
+    if (m >= params.M || n >= params.C) continue;
+    const float* const column_scale = Weight::kGroupScale ? nullptr : params.scale;
+    static_cast<T*>(params.y)[m * params.C + n] = finished<T>(params, column_scale, sums[i], m, n, params.C);
+  }
+}
+
 template <class T, class Weight, int kM>
 __global__ void __launch_bounds__(kSparseThreads, 2)
     sparse_linear_kernel(__grid_constant__ const SparseLinearParams params) {
@@ -30,9 +76,14 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
   SIMT_SHARED(float, listed_activations, Tile::kUnits* kM);
   SIMT_SHARED(int, warp_counts, kSparseWarps);
   SIMT_SHARED(float, warp_sums, kSparseWarps* Tile::kColumns);
+  SIMT_SHARED(uint32_t, arrived_before, 1);
   const int lane = threadIdx.x % simt::kWarpSize, warp = threadIdx.x / simt::kWarpSize;
   const int64_t first_m = int64_t{blockIdx.z} * kM;
   const T* const x = static_cast<const T*>(params.x) + first_m * params.F;
+  const uint16_t* const nonzeros = params.nonzeros.words;
+
+  simt::let_successor_start();
+  simt::wait_for_predecessors();
 
   // The list: units with work in ascending order, and their activations.
   const int64_t first_unit = int64_t{blockIdx.y} * Tile::kUnits + warp * Tile::kRounds * simt::kWarpSize;
@@ -42,10 +93,12 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
 #pragma unroll
   for (int round = 0; round < Tile::kRounds; ++round) {
     const int64_t unit = first_unit + round * simt::kWarpSize + lane;
+    bool known_zero = unit >= params.F;
+    if (!known_zero && nonzeros != nullptr) known_zero = (nonzeros[unit / 16] >> unit % 16 & 1) == 0;
     bool listed = params.all_rows;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      const bool inside = unit < params.F && first_m + m < params.M;
+      const bool inside = !known_zero && first_m + m < params.M;
       activations[round][m] = inside ? simt::to_float(x[m * params.F + unit]) : 0.0f;
       listed = listed || activations[round][m] != 0.0f;  // true for NaN
     }
@@ -130,6 +183,17 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
     }
     __syncthreads();
   }
+
+  // The last block of the column tile and pass adds the splits.
+  simt::fence_writes();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    arrived_before[0] = simt::arrive(params.nonzeros.arrivals + int64_t{blockIdx.z} * gridDim.x + blockIdx.x);
+  }
+  __syncthreads();
+  if (arrived_before[0] + 1 != gridDim.y) return;
+  simt::fence_reads();
+  add_splits<T, Weight, kM>(params, first_m);
 }
 
 template <class T, class Weight, int kM>
@@ -138,38 +202,27 @@ cudaError_t launch_sparse_tile(const SparseLinearParams& params, int64_t splits,
   constexpr int64_t kMaxGridYZ = 65535;
   if (tiles > INT32_MAX || splits > kMaxGridYZ || passes > kMaxGridYZ) return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(splits), static_cast<unsigned>(passes));
-  return simt::launch(sparse_linear_kernel<T, Weight, kM>, grid, dim3(kSparseThreads), stream, params);
+  return simt::launch_dependent(sparse_linear_kernel<T, Weight, kM>, grid, dim3(kSparseThreads), stream, params);
 }
 
 template <class T, class Weight>
-cudaError_t launch_sparse_products(const SparseLinearParams& params, int64_t splits, cudaStream_t stream) {
-  constexpr int kMaxRows = SparseTile<Weight>::kMaxRows;
-  if (params.M == 1) return launch_sparse_tile<T, Weight, 1>(params, splits, stream);
-  if (kMaxRows == 2 || params.M == 2) return launch_sparse_tile<T, Weight, 2>(params, splits, stream);
-  if constexpr (kMaxRows >= 4) {
-    if (kMaxRows == 4 || params.M <= 4) return launch_sparse_tile<T, Weight, 4>(params, splits, stream);
-  }
-  if constexpr (kMaxRows >= 8) return launch_sparse_tile<T, Weight, 8>(params, splits, stream);
-  return cudaErrorInvalidValue;
-}
-
-template <class T, class Weight>
-cudaError_t launch_sparse_format(const SparseLinearParams& params, simt::Dtype dtype, cudaStream_t stream) {
+cudaError_t launch_sparse_format(const SparseLinearParams& params, cudaStream_t stream) {
   constexpr int64_t kColumns = Weight::kGroupScale ? kInt4Group : Weight::kValues;
   constexpr int64_t kMaxSize = int64_t{1} << 30;  // hidden units and columns are counted in 32 bits
   const bool in_range = params.M >= 0 && params.C >= 0 && params.F >= 0 && params.C <= kMaxSize &&
                         params.F <= kMaxSize && params.C % kColumns == 0;
   if (!in_range || !is_aligned(params.weight)) return cudaErrorInvalidValue;
   if (params.M == 0 || params.C == 0) return cudaSuccess;
-  const int64_t splits = divide_up(params.F, SparseTile<Weight>::kUnits);
-  if (splits > 0) {
-    const cudaError_t error = launch_sparse_products<T, Weight>(params, splits, stream);
-    if (error != cudaSuccess) return error;
+  if (params.nonzeros.arrivals == nullptr) return cudaErrorInvalidValue;
+  const int64_t splits = sparse_splits<Weight>(params.F);
+  const int rows = pass_rows<Weight>(params.M);
+  if (rows == 1) return launch_sparse_tile<T, Weight, 1>(params, splits, stream);
+  if (rows == 2) return launch_sparse_tile<T, Weight, 2>(params, splits, stream);
+  if constexpr (SparseTile<Weight>::kMaxRows >= 4) {
+    if (rows == 4) return launch_sparse_tile<T, Weight, 4>(params, splits, stream);
   }
-  const float* const column_scale = Weight::kGroupScale ? nullptr : params.scale;
-  return launch_split_sum(
-      {params.partials, column_scale, params.bias, params.residual, params.y, splits, params.M, params.C, params.relu2},
-      dtype, stream);
+  if constexpr (SparseTile<Weight>::kMaxRows >= 8) return launch_sparse_tile<T, Weight, 8>(params, splits, stream);
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace persimmon::cuda

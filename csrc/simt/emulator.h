@@ -1,6 +1,7 @@
 // What a kernel sees under g++: CUDA's names, implemented by the emulator.
 #pragma once
 #include "emulator_async.h"
+#include "emulator_grid.h"
 #include "emulator_hopper.h"
 #include "emulator_warp.h"
 #include "runtime.h"

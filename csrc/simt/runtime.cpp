@@ -15,6 +15,7 @@
 #include "clocks.h"
 #include "fiber.h"
 #include "mbarriers.h"
+#include "predecessor.h"
 #include "sanitizer.h"
 #include "shared_memory.h"
 #include "wgmma.h"
@@ -170,6 +171,7 @@ void Scheduler::thread_main() {
     leave_barriers();
     check_copies_of_exiting_thread();
     check_wgmma_of_exiting_thread();
+    check_wait_of_exiting_thread();
     self.state = kExited;
     if (--alive_ == 0) {
       switch_to(caller_);
@@ -185,6 +187,7 @@ void Scheduler::run_block() {
   start_copies(threads_);
   start_mbarriers();
   start_wgmma();
+  start_waits(threads_);
   alive_ = threads_;
   for (int warp = 0; warp < warps_; ++warp) {
     order_[warp] = warp;

@@ -21,6 +21,7 @@ constexpr int element_bytes(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 :
 #if defined(__CUDACC__)
 #include "device.h"
 #include "device_async.h"
+#include "device_grid.h"
 #include "device_hopper.h"
 #include "vectors.h"
 #elif defined(SIMT_EMULATOR)

@@ -13,6 +13,11 @@ namespace simt {
 
 inline void set_seed(uint64_t) {}  // the GPU has its own schedule
 
+template <class Work>
+void set_predecessor(const Work& work) {  // the emulator delays it
+  work();
+}
+
 inline void require_success(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   std::fprintf(stderr, "CUDA ERROR: %s: %s\n", what, cudaGetErrorString(error));

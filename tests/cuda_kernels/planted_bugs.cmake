@@ -1,7 +1,7 @@
-# add_planted_bug(NAME KERNEL op CASE case [HEADER header] ORIGINAL text PLANTED text REPORT regex): builds <op>_test from a
-# copy of the kernel (of csrc/cuda/<header>.cuh, which the kernel includes) with every ORIGINAL replaced, and adds a test that
-# passes when the program's output for the case, with the first schedule, matches REPORT. ORIGINAL must be there, so a change
-# of the kernel cannot quietly turn a planted bug off.
+# add_planted_bug(NAME KERNEL op CASE case [HEADER header [THROUGH header]] ORIGINAL text PLANTED text REPORT regex): builds
+# <op>_test from a copy of the kernel (of csrc/cuda/<header>.cuh, which the kernel includes, by way of the header THROUGH)
+# with every ORIGINAL replaced, and adds a test that passes when the program's output for the case, with the first schedule,
+# matches REPORT. ORIGINAL must be there, so a change of the kernel cannot quietly turn a planted bug off.
 if(POLICY CMP0174)
   cmake_policy(SET CMP0174 NEW)  # an empty PLANTED is an empty string: a bug may be a deletion
 endif()
@@ -23,14 +23,16 @@ function(copy_with_bug source copy changed)
 endfunction()
 
 function(add_planted_bug name)
-  cmake_parse_arguments(PARSE_ARGV 1 BUG "" "KERNEL;CASE;HEADER;ORIGINAL;PLANTED;REPORT" "")  # keeps the texts' semicolons
+  cmake_parse_arguments(PARSE_ARGV 1 BUG "" "KERNEL;CASE;HEADER;THROUGH;ORIGINAL;PLANTED;REPORT" "")  # keeps the texts' semicolons
   set(kernel "${csrc}/cuda/${BUG_KERNEL}.cu")
   set(target "planted_${BUG_KERNEL}_${name}")
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/planted/${target}")
   set(changed "${kernel}")
   if(BUG_HEADER)
     set(changed "${csrc}/cuda/${BUG_HEADER}.cuh")
-    copy_with_bug("${changed}" "${folder}/${BUG_HEADER}.cuh" "${changed}")  # found before the original: beside the kernel
+    foreach(header ${BUG_HEADER} ${BUG_THROUGH})  # found before the originals: beside the kernel, and beside each other
+      copy_with_bug("${csrc}/cuda/${header}.cuh" "${folder}/${header}.cuh" "${changed}")
+    endforeach()
   endif()
   copy_with_bug("${kernel}" "${folder}/kernel.cpp" "${changed}")
   add_executable(${target} $<TARGET_OBJECTS:${BUG_KERNEL}_driver> "${folder}/kernel.cpp")

@@ -68,38 +68,68 @@ inline std::unique_ptr<Weight> int4_weight(int64_t rows, int64_t columns, std::m
 
 struct ProductShape {
   int64_t M, N, K;
-  bool bias = true, residual = true, relu2 = false;
+  bool bias = true, residual = true, relu2 = false, norm = false;
 };
 
 inline std::string name_of(const ProductShape& s, int seed) {
   return "M " + std::to_string(s.M) + " N " + std::to_string(s.N) + " K " + std::to_string(s.K) + " bias " +
          std::to_string(s.bias) + " residual " + std::to_string(s.residual) + " relu2 " + std::to_string(s.relu2) +
-         " seed " + std::to_string(seed);
+         " norm " + std::to_string(s.norm) + " seed " + std::to_string(seed);
 }
 
-// x [M, K], bias [N] and residual [M, N], and what has to come out.
+// x [M, K], its norm's weight and bias [K], bias [N] and residual [M, N], and what has to come out.
 template <class T>
 struct Product {
-  Product(const ProductShape& s, std::mt19937& generator) : shape(s), x(s.M * s.K), bias(s.N), residual(s.M * s.N) {
+  static constexpr float kEps = 0.25f;  // of the norm; large enough to be missed
+
+  Product(const ProductShape& s, std::mt19937& generator)
+      : shape(s), x(s.M * s.K), norm_weight(s.K), norm_bias(s.K), bias(s.N), residual(s.M * s.N) {
     fill_random(x, 0.1, generator);
     fill_random(bias, 0.0, generator);
     fill_random(residual, 0.0, generator);
+    if (!s.norm) return;
+    for (int64_t m = 0; m < s.M; ++m) {  // rows of different means
+      for (int64_t k = 0; k < s.K; ++k) x[m * s.K + k] = simt::from_float<T>(simt::to_float(x[m * s.K + k]) + m - 2);
+    }
+    fill_random(norm_weight, 1.0, generator, 0.2);
+    fill_random(norm_bias, 0.0, generator, 0.5);
   }
 
-  // `weight(n, k)` in float64. float32 sums are accurate to about a millionth of the sum of absolute values.
+  // What the weight multiplies: x [M, K], or its norm rounded to T.
+  std::vector<double> factors() const {
+    std::vector<double> result(shape.M * shape.K);
+    for (size_t i = 0; i < result.size(); ++i) result[i] = simt::to_float(x[i]);
+    if (!shape.norm) return result;
+    for (int64_t m = 0; m < shape.M; ++m) {
+      double* const row = result.data() + m * shape.K;
+      double mean = 0.0, variance = 0.0;
+      for (int64_t k = 0; k < shape.K; ++k) mean += row[k] / shape.K;
+      for (int64_t k = 0; k < shape.K; ++k) variance += (row[k] - mean) * (row[k] - mean) / shape.K;
+      for (int64_t k = 0; k < shape.K; ++k) {
+        const double scaled = (row[k] - mean) / std::sqrt(variance + kEps) * simt::to_float(norm_weight[k]);
+        row[k] = simt::to_float(simt::from_float<T>(static_cast<float>(scaled + simt::to_float(norm_bias[k]))));
+      }
+    }
+    return result;
+  }
+
+  // `weight(n, k)` in float64. float32 sums are accurate to about a millionth of the sum of absolute values; a few
+  // elements of a norm in float32 are rounded to the other neighbour.
   template <class WeightAt>
   void expect_result(const simt::GlobalBuffer<T>& y, const WeightAt& weight, const std::string& what) const {
     WorstError worst;
+    const std::vector<double> input = factors();
     for (int64_t m = 0; m < shape.M; ++m) {
       for (int64_t n = 0; n < shape.N; ++n) {
-        double sum = 0.0, terms = 0.0;
+        double sum = 0.0, terms = 0.0, largest = 0.0;
         for (int64_t k = 0; k < shape.K; ++k) {
-          const double term = simt::to_float(x[m * shape.K + k]) * weight(n, k);
+          const double term = input[m * shape.K + k] * weight(n, k);
           sum += term;
           terms += std::abs(term);
+          largest = std::max(largest, std::abs(term));
         }
         if (shape.bias) sum += simt::to_float(bias[n]);
-        double arithmetic = 2e-6 * (terms + 1.0);
+        double arithmetic = 2e-6 * (terms + 1.0) + (shape.norm ? 8.0 * Format<T>::kRoundoff * largest : 0.0);
         if (shape.relu2) {
           sum = std::max(sum, 0.0);
           arithmetic *= 2.0 * sum + arithmetic;
@@ -114,7 +144,7 @@ struct Product {
   }
 
   const ProductShape shape;
-  const simt::GlobalBuffer<T> x, bias, residual;
+  const simt::GlobalBuffer<T> x, norm_weight, norm_bias, bias, residual;
 };
 
 }  // namespace kernel_test

@@ -3,6 +3,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <vector>
@@ -56,43 +57,62 @@ void check_weight(const at::Tensor& x, const at::Tensor& weight) {
   check_like(weight, "weight", x, "x", weight.sizes());
 }
 
-void few_rows_product(LinearLauncher launch, const Product& p, const at::Tensor& weight_, const at::Tensor& scale,
-                      const char* op) {
-  const at::Tensor weight = aligned_contiguous(weight_);
-  const LinearParams params{
+LinearParams linear_params(const Product& p, const at::Tensor& weight, const at::Tensor& scale) {
+  return {
       .x = p.x.const_data_ptr(),
+      .norm_weight = nullptr,
+      .norm_bias = nullptr,
       .weight = weight.const_data_ptr(),
       .scale = floats_or_null(scale),
       .bias = data_or_null(p.bias),
       .residual = data_or_null(p.residual),
       .y = p.y.mutable_data_ptr(),
+      .nonzeros = {},
       .M = p.M,
       .N = p.N,
       .K = p.K,
+      .eps = 0.0f,
       .relu2 = p.relu2,
   };
-  check_launch(launch(params, p.dtype, current_stream()), op, p.x, "x");
 }
 
-void streamed_product(SparseLauncher launch, const Product& p, const at::Tensor& weight_, const at::Tensor& scale,
-                      int weight_bits, bool all_rows, const char* op) {
+void few_rows_product(LinearLauncher launch, const Product& p, const at::Tensor& weight_, const at::Tensor& scale,
+                      const char* op) {
   const at::Tensor weight = aligned_contiguous(weight_);
-  const at::Tensor partials =
-      at::empty({sparse_linear_splits(p.K, weight_bits), p.M, p.N}, p.x.options().dtype(at::kFloat));
-  const SparseLinearParams params{
+  check_launch(launch(linear_params(p, weight, scale), p.dtype, current_stream()), op, p.x, "x");
+}
+
+at::Tensor split_sums(const Product& p, int weight_bits) {
+  return at::empty({sparse_linear_splits(p.K, weight_bits), p.M, p.N}, p.x.options().dtype(at::kFloat));
+}
+
+SparseLinearParams sparse_params(const Product& p, const at::Tensor& weight, const at::Tensor& scale,
+                                 const at::Tensor& sums, const NonzeroList& nonzeros) {
+  return {
       .x = p.x.const_data_ptr(),
       .weight = weight.const_data_ptr(),
       .scale = floats_or_null(scale),
       .bias = data_or_null(p.bias),
       .residual = data_or_null(p.residual),
       .y = p.y.mutable_data_ptr(),
-      .partials = partials.mutable_data_ptr<float>(),
+      .partials = sums.mutable_data_ptr<float>(),
+      .nonzeros = nonzeros,
       .M = p.M,
       .C = p.N,
       .F = p.K,
       .relu2 = p.relu2,
-      .all_rows = all_rows,
+      .all_rows = false,
   };
+}
+
+void streamed_product(SparseLauncher launch, const Product& p, const at::Tensor& weight_, const at::Tensor& scale,
+                      int weight_bits, bool all_rows, const char* op) {
+  const at::Tensor weight = aligned_contiguous(weight_), sums = split_sums(p, weight_bits);
+  const int64_t count = sparse_linear_arrivals(p.M, p.N, weight_bits);
+  const at::Tensor arrivals = at::zeros({count}, p.x.options().dtype(at::kInt));
+  const NonzeroList unknown{nullptr, static_cast<uint32_t*>(arrivals.mutable_data_ptr()), count};
+  SparseLinearParams params = sparse_params(p, weight, scale, sums, unknown);
+  params.all_rows = all_rows;
   check_launch(launch(params, p.dtype, current_stream()), op, p.x, "x");
 }
 

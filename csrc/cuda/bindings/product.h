@@ -39,7 +39,14 @@ void check_weight(const at::Tensor& x, const at::Tensor& weight);
 using LinearLauncher = cudaError_t (*)(const LinearParams&, simt::Dtype, cudaStream_t);
 using SparseLauncher = cudaError_t (*)(const SparseLinearParams&, simt::Dtype, cudaStream_t);
 
-// Few rows, row-major weight; `scale` undefined where there is none.
+// What the kernels get of a product; weight and scale as aligned_contiguous returns them, and to be kept until the
+// launch, `scale` undefined where there is none. `sums` is split_sums of the same product.
+LinearParams linear_params(const Product& p, const at::Tensor& weight, const at::Tensor& scale);
+SparseLinearParams sparse_params(const Product& p, const at::Tensor& weight, const at::Tensor& scale,
+                                 const at::Tensor& sums, const NonzeroList& nonzeros);
+at::Tensor split_sums(const Product& p, int weight_bits);  // scratch
+
+// Few rows, row-major weight.
 void few_rows_product(LinearLauncher launch, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
                       const char* op);
 
