@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.cases import EPS, Case, Shapes, accurate, size
 from benchmarks.small_cases import Heads
-from persimmon_ext import ops
+from persimmon_ext import ops, reference
 
 
 def attention(shapes: Shapes) -> Iterator[Case]:
@@ -60,3 +60,38 @@ def decode_attention_(shapes: Shapes) -> Iterator[Case]:
 
         check = accurate("decode_attention_", ours, eager, exact)
         yield Case(f"1x{H}x{S}x{D}", ours, eager, check, size(k_cache, v_cache))
+
+
+def decode_attention_int8_(shapes: Shapes) -> Iterator[Case]:
+    """The eager side turns the cache back into 16 bits for torch's attention."""
+    H, D = shapes.heads, shapes.head_dim
+    for S in shapes.contexts:
+        heads = Heads(shapes, 1, first=S - 1)
+        k_rows, v_rows = (reference.quantize_rows(shapes.normal(1, H, S, D)) for _ in range(2))
+        cache = (k_rows[0], v_rows[0], k_rows[1], v_rows[1])
+        copies = tuple(t.clone() for t in cache)
+        slots = torch.full((1, 1), S - 1, device=shapes.device)
+
+        def ours(heads: Heads = heads, cache: tuple[Tensor, ...] = cache, slots: Tensor = slots) -> Tensor:
+            place = (heads.cos, heads.sin, *cache, slots)
+            return ops.decode_attention_int8_(heads.qkv, *heads.norms, *place, eps=EPS)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...]) -> Tensor:
+            k_codes, v_codes, k_scale, v_scale = cache
+            (k_codes[:, :, -1:], k_scale[:, :, -1:]) = reference.quantize_rows(k)
+            (v_codes[:, :, -1:], v_scale[:, :, -1:]) = reference.quantize_rows(v)
+            keys = reference.dequantize_rows(k_codes, k_scale, q.dtype)
+            values = reference.dequantize_rows(v_codes, v_scale, q.dtype)
+            return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2)
+
+        def eager(heads: Heads = heads, copies: tuple[Tensor, ...] = copies) -> Tensor:
+            return attend(*heads.eager(), copies)
+
+        def exact(heads: Heads = heads, copies: tuple[Tensor, ...] = copies) -> Tensor:
+            # Keys are rounded to 16 bits before they are rounded to 8, as the cache promises.
+            q, _, _ = heads.exact()
+            _, k, v = heads.eager()
+            return attend(q, k, v, copies)
+
+        check = accurate("decode_attention_int8_", ours, eager, exact)
+        yield Case(f"1x{H}x{S}x{D}", ours, eager, check, size(*cache))

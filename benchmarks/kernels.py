@@ -27,6 +27,7 @@ CASES: dict[str, Callable[[Shapes], Iterator[Case]]] = {
     "qk_norm_rope_append_": small_cases.qk_norm_rope_append_,
     "attention": attention_cases.attention,
     "decode_attention_": attention_cases.decode_attention_,
+    "decode_attention_int8_": attention_cases.decode_attention_int8_,
     "linear": product_cases.linear,
     "sparse_linear": product_cases.sparse_linear,
     "relu2": small_cases.relu2,
@@ -44,7 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     count = options.positive
     parser.add_argument("--rows", type=count, nargs="+", default=[1, 4, 8, 16], help="of the products with a weight")
     parser.add_argument("--tokens", type=count, nargs="+", default=[256, 2048], help="of what runs over a prompt")
-    parser.add_argument("--context", type=count, nargs="+", default=[1024, 16384], help="cached, decode_attention_")
+    parser.add_argument("--context", type=count, nargs="+", default=[1024, 16384], help="cached, decode_attention*")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="OP", default=list(CASES), help="these ops")
     parser.add_argument("--warm", action="store_true", help="leave the caches as the run before left them")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the eager side as a further side")

@@ -36,6 +36,11 @@ TORCH_LIBRARY(persimmon_ext, m) {
       "decode_attention_(Tensor qkv, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias, "
       "Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor? start, "
       "float eps, float scale) -> Tensor");
+  // The same on int8 codes [B, H, S, D] with a scale fp32 [B, H, S, 1] for each row.
+  m.def(
+      "decode_attention_int8_(Tensor qkv, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias, "
+      "Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) k_scale, Tensor(d!) v_scale, "
+      "Tensor slots, Tensor? start, float eps, float scale) -> Tensor");
 
   // y = act(x W^T + bias) + residual. sparse_*: only the rows of the hidden-major W^T whose activation is not zero.
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool relu2) -> Tensor");

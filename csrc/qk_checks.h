@@ -35,12 +35,17 @@ inline void check_rotation(const at::Tensor& cos, const at::Tensor& sin, const a
   check_shape(sin, "sin", cos.sizes());
 }
 
+// Of a tensor whose rows a kernel writes.
+inline void check_writable_rows(const at::Tensor& rows, const char* name) {
+  TORCH_CHECK_VALUE(rows.size(-1) == 1 || rows.stride(-1) == 1, name, " must be contiguous in its last dimension, got ",
+                    "strides ", rows.strides(), ".");
+  TORCH_CHECK_VALUE(at::has_internal_overlap(rows) != at::MemOverlap::Yes, name,
+                    " must not be an expanded tensor, got strides ", rows.strides(), ".");
+}
+
 inline void check_cache(const at::Tensor& cache, const char* name, const at::Tensor& qkv, int64_t S) {
   check_like(cache, name, qkv, "qkv", {qkv.size(0), qkv.size(2), S, qkv.size(4)});
-  TORCH_CHECK_VALUE(cache.size(3) == 1 || cache.stride(3) == 1, name, " must be contiguous in its last dimension, got ",
-                    "strides ", cache.strides(), ".");
-  TORCH_CHECK_VALUE(at::has_internal_overlap(cache) != at::MemOverlap::Yes, name,
-                    " must not be an expanded tensor, got strides ", cache.strides(), ".");
+  check_writable_rows(cache, name);
 }
 
 // Of contiguous cos and sin, from one batch row to the next.
@@ -62,6 +67,29 @@ inline void check_caches(const at::Tensor& k_cache, const at::Tensor& v_cache, c
   check_apart(k_cache, "k_cache", v_cache, "v_cache");
   check_apart(k_cache, "k_cache", qkv, "qkv");
   check_apart(v_cache, "v_cache", qkv, "qkv");
+}
+
+// Caches of int8 codes [B, H, S, D] with a float32 scale for each row, [B, H, S, 1].
+struct Int8Caches {
+  const at::Tensor &k, &v, &k_scale, &v_scale;
+};
+
+inline void check_int8_caches(const Int8Caches& caches, const at::Tensor& qkv) {
+  check_dim(caches.k, "k_cache", 4);
+  const int64_t B = qkv.size(0), H = qkv.size(2), S = caches.k.size(2), D = qkv.size(4);
+  const auto check = [&](const at::Tensor& t, const char* name, at::ScalarType dtype, int64_t width) {
+    check_same_device(t, name, qkv, "qkv");
+    check_dtype(t, name, dtype);
+    check_shape(t, name, {B, H, S, width});
+    check_writable_rows(t, name);
+    check_apart(t, name, qkv, "qkv");
+  };
+  check(caches.k, "k_cache", at::kChar, D);
+  check(caches.v, "v_cache", at::kChar, D);
+  check(caches.k_scale, "k_scale", at::kFloat, 1);
+  check(caches.v_scale, "v_scale", at::kFloat, 1);
+  check_apart(caches.k, "k_cache", caches.v, "v_cache");
+  check_apart(caches.k_scale, "k_scale", caches.v_scale, "v_scale");
 }
 
 // slots: int64 [B, T].

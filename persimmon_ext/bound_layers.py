@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from persimmon_ext import ops
-from persimmon_ext.layers import HiddenMajorLinear, LayerNorm, Linear, PersimmonAttention
+from persimmon_ext.layers import HiddenMajorLinear, LayerNorm, Linear, PersimmonAttention, decode_attention
 from persimmon_ext.ops.native import takes
 from persimmon_ext.ops.qk_norm_rope import has_cuda_sizes
 
@@ -27,7 +27,7 @@ Norm = Callable[[Tensor], Tensor]
 AddNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Product = Callable[[Tensor], Tensor]
 AddedProduct = Callable[[Tensor, Tensor], Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, "tuple[Tensor, ...]", Tensor, "Tensor | None"], Tensor]
 
 
 def bind_norm(norm: LayerNorm, like: Tensor) -> Norm:
@@ -65,18 +65,23 @@ def bind_added_product(layer: nn.Module, like: Tensor) -> AddedProduct:
     return lambda x, residual: op(x, weight, bias, residual)
 
 
-def bind_decode_attention(attention: PersimmonAttention, like: Tensor, rotary: Tensor) -> Attend:
-    """qkv [B, T, H, 3, D], cos and sin [B or 1, T, R/2], the caches [B, H, S, D], slots [B, T] and start [B] or None ->
-    [B, T, H, D], as :func:`persimmon_ext.ops.decode_attention_`. `rotary`: any cos, for its size."""
+def bind_decode_attention(
+    attention: PersimmonAttention, like: Tensor, rotary: Tensor, *, int8_cache: bool = False
+) -> Attend:
+    """qkv [B, T, H, 3, D], cos and sin [B or 1, T, R/2], a layer's storages, slots [B, T] and start [B] or None ->
+    [B, T, H, D], as :func:`persimmon_ext.ops.decode_attention_`, or `decode_attention_int8_` where they are codes
+    and scales. `rotary`: any cos, for its size."""
     norms, eps = attention.norms(), attention.eps
+    name = "decode_attention_int8_" if int8_cache else "decode_attention_"
     fits_cuda = like.dtype != torch.float32 and has_cuda_sizes(like.new_empty(0, attention.head_dim), rotary)
-    if norms[0] is None or not takes("decode_attention_", like, *norms, fits_cuda=fits_cuda):
+    if norms[0] is None or not takes(name, like, *norms, fits_cuda=fits_cuda):
+        general = decode_attention(int8=int8_cache)
 
         def attend(
-            qkv: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, slots: Tensor, start: Tensor | None
+            qkv: Tensor, cos: Tensor, sin: Tensor, storage: tuple[Tensor, ...], slots: Tensor, start: Tensor | None
         ) -> Tensor:
-            return ops.decode_attention_(qkv, *norms, cos, sin, k, v, slots, start=start, eps=eps)
+            return general(qkv, *norms, cos, sin, *storage, slots, start=start, eps=eps)
 
         return attend
-    op, scale = _ops.decode_attention_.default, attention.head_dim**-0.5
-    return lambda qkv, cos, sin, k, v, slots, start: op(qkv, *norms, cos, sin, k, v, slots, start, eps, scale)
+    op, scale = getattr(_ops, name).default, attention.head_dim**-0.5
+    return lambda qkv, cos, sin, storage, slots, start: op(qkv, *norms, cos, sin, *storage, slots, start, eps, scale)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Cache:
     """What all caches share: a list of layers, and the operations over all of them."""
 
-    #: Whether `buffers` gives kernels a place to write K and V, and not only `update` takes them.
-    in_place = True
+    #: Whether `buffers` gives codes and scales, for ops.decode_attention_int8_, instead of K and V.
+    is_int8 = False
 
     def __init__(self, layers: list[CacheLayer]) -> None:
         self.layers = layers
@@ -76,7 +76,7 @@ class Cache:
 
     def buffers(
         self, layer_idx: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Returns the K and V storages [B, H, capacity, D] of a layer for a kernel to write in place.
 
         `shape` is that of the new tokens, [B, H, T, D]; slots S to S + T - 1 are free to write. Call `advance` when

@@ -5,11 +5,13 @@ Dims: B batch, H heads, S cached length, T new tokens, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from persimmon_ext import reference
 from persimmon_ext.cache import Cache
 from persimmon_ext.cache_layer import CacheLayer
 
@@ -24,7 +26,18 @@ class Int8Layer(CacheLayer):
         super().__init__(reserve=reserve)
         self._parts = CacheLayer(reserve=reserve), CacheLayer(reserve=reserve)
         self._dtype = torch.float32
-        self._squares: tuple[Tensor, Tensor] | None = None  # sums of squares: of the error, and of what was stored
+        self._joined: tuple[Tensor, ...] | None = None
+
+    @property
+    def storage(self) -> tuple[Tensor, ...] | None:
+        """Codes of K and V, int8 [B, H, capacity, D], and their scales, float32 [B, H, capacity, 1]; None before the
+        first use. The same tuple as long as no storage moves."""
+        codes, scales = (part.storage for part in self._parts)
+        if codes is None or scales is None:
+            self._joined = None
+        elif self._joined is None or self._joined[0] is not codes[0] or self._joined[2] is not scales[0]:
+            self._joined = (*codes, *scales)
+        return self._joined
 
     @property
     def is_initialized(self) -> bool:
@@ -32,13 +45,11 @@ class Int8Layer(CacheLayer):
 
     @property
     def keys(self) -> Tensor | None:
-        codes, scales = self._parts[0].keys, self._parts[1].keys
-        return None if codes is None or scales is None else _dequantize(codes, scales, self._dtype)
+        return next((reference.dequantize_rows(*rows, self._dtype) for rows in self._rows()[:1]), None)
 
     @property
     def values(self) -> Tensor | None:
-        codes, scales = self._parts[0].values, self._parts[1].values
-        return None if codes is None or scales is None else _dequantize(codes, scales, self._dtype)
+        return next((reference.dequantize_rows(*rows, self._dtype) for rows in self._rows()[1:]), None)
 
     @property
     def batch_size(self) -> int | None:
@@ -58,11 +69,11 @@ class Int8Layer(CacheLayer):
 
     @property
     def relative_error(self) -> float:
-        """Root mean square of the rounding error of all that was stored over that of what was stored."""
-        if self._squares is None:
-            return 0.0
-        error, total = self._squares
-        return float((error / total.clamp(min=torch.finfo(torch.float32).tiny)).sqrt())
+        """Root mean square of the rounding error over that of the values, with errors spread evenly over a step."""
+        rows = self._rows()
+        error = sum(float(scales.square().sum()) * codes.shape[-1] / 12 for codes, scales in rows)
+        total = sum(float((codes * scales).square().sum()) for codes, scales in rows)
+        return (error / total) ** 0.5 if total > 0 else 0.0
 
     def get_seq_length(self) -> int:
         return self._parts[0].get_seq_length()
@@ -73,14 +84,23 @@ class Int8Layer(CacheLayer):
 
         The new ones come back rounded too, so that a text doesn't depend on how it was cut into calls.
         """
-        quantized = [_quantize(states) for states in (keys, values)]
-        (k_codes, k_scales), (v_codes, v_scales) = quantized
+        (k_codes, k_scales), (v_codes, v_scales) = (reference.quantize_rows(states) for states in (keys, values))
         self._dtype = keys.dtype
         codes = self._parts[0].update(k_codes, v_codes)
         scales = self._parts[1].update(k_scales, v_scales)
-        self._note_error((keys, values), quantized)
-        k, v = (_dequantize(code, scale, keys.dtype) for code, scale in zip(codes, scales, strict=True))
+        k, v = (reference.dequantize_rows(*rows, keys.dtype) for rows in zip(codes, scales, strict=True))
         return k, v
+
+    def buffers(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Codes of K and V, int8 [B, H, capacity, D], and their scales, float32 [B, H, capacity, 1]."""
+        self._dtype = dtype
+        codes = self._parts[0].buffers(shape, torch.int8, device)
+        scales = self._parts[1].buffers((*shape[:3], 1), torch.float32, device)
+        return self.storage or (*codes, *scales)
+
+    def advance(self, tokens: int) -> None:
+        for part in self._parts:
+            part.advance(tokens)
 
     def truncate(self, length: int) -> None:
         for part in self._parts:
@@ -97,32 +117,27 @@ class Int8Layer(CacheLayer):
     def broadcast(self, batch: int, reserve: int) -> Int8Layer:
         twin = Int8Layer(self.reserve)
         codes, scales = (part.broadcast(batch, reserve) for part in self._parts)
-        twin._parts, twin._dtype, twin._squares = (codes, scales), self._dtype, self._squares
+        twin._parts, twin._dtype = (codes, scales), self._dtype
         return twin
 
     def reset(self) -> None:
         for part in self._parts:
             part.reset()
-        self._squares = None
 
-    def _note_error(self, states: tuple[Tensor, Tensor], quantized: list[tuple[Tensor, Tensor]]) -> None:
-        error = states[0].new_zeros((), dtype=torch.float32)
-        total = error.clone()
-        for exact, (codes, scales) in zip(states, quantized, strict=True):
-            error += (codes * scales - exact.float()).square().sum()
-            total += exact.float().square().sum()
-        before = self._squares or (torch.zeros_like(error), torch.zeros_like(total))
-        self._squares = (before[0] + error, before[1] + total)
+    def _rows(self) -> list[tuple[Tensor, Tensor]]:
+        """Codes and scales of K, then of V; nothing before the first use."""
+        codes, scales = ((part.keys, part.values) for part in self._parts)
+        return [(c, s) for c, s in zip(codes, scales, strict=True) if c is not None and s is not None]
 
 
 class Int8Cache(Cache):
     """A growing cache in 8 bits a value: D + 4 bytes a head and token, for K and V each.
 
-    What a call of attention reads is turned back into the model's dtype, so memory is saved and not time. Nothing is
-    written in place by kernels, and it carries no gradient. `reserve`: as in :class:`DynamicCache`.
+    Decode steps read the codes; for a prompt they are turned back into the model's dtype first. It carries no gradient.
+    `reserve`: as in :class:`DynamicCache`.
     """
 
-    in_place = False
+    is_int8 = True
 
     def __init__(self, config: PersimmonConfig, reserve: int = 0) -> None:
         super().__init__([Int8Layer(reserve) for _ in range(config.num_hidden_layers)])
@@ -131,15 +146,3 @@ class Int8Cache(Cache):
     def relative_error(self) -> float:
         """The largest of the layers' rounding errors, relative to what they hold (root mean squares)."""
         return max((layer.relative_error for layer in self.layers if isinstance(layer, Int8Layer)), default=0.0)
-
-
-def _quantize(states: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, H, T, D] -> codes int8 of the same shape, and scales fp32 [B, H, T, 1]."""
-    values = states.float()
-    scales = values.abs().amax(dim=-1, keepdim=True) / 127
-    codes = (values / scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
-    return codes.to(torch.int8), scales
-
-
-def _dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    return (codes * scales).to(dtype)

@@ -33,7 +33,7 @@ class CacheLayer:
         return self._storage is not None
 
     @property
-    def storage(self) -> tuple[Tensor, Tensor] | None:
+    def storage(self) -> tuple[Tensor, ...] | None:
         """K and V [B, H, capacity, D], the same objects as long as they are where they were; None before the first
         use."""
         return self._storage
@@ -85,7 +85,7 @@ class CacheLayer:
         self._length += tokens
         return k_storage[:, :, : self._length], v_storage[:, :, : self._length]
 
-    def buffers(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    def buffers(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """Returns the storages [B, H, capacity, D], writable in place, with room for the T more of `shape`."""
         self._check(shape, dtype, device)
         batch, heads, tokens, dim = shape

@@ -117,20 +117,24 @@ class DecodeGraphs:
         self._free: dict[int, _Entry] = {}
         self._lent: dict[int, _Entry] = {}
 
-    def take(self, model: Any, batch: int, slots: int) -> Cache:
+    def take(self, model: Any, batch: int, slots: int, implementation: str | None = None) -> Cache:
         """An empty cache for `batch` rows of `slots` tokens; `plan` tells how to run steps over it.
+
+        `implementation`: None, "static" or "int8", as in ``generate``.
 
         Raises MemoryError for one that doesn't fit.
         """
         weights = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
         entry = self._free.pop(batch, None)
         slots = min(slots, model.config.max_position_embeddings)
-        if entry is None or entry.cache.capacity < slots or entry.weights != weights:
-            cache = make_cache(model, None, batch, -(-slots // _ROUND) * _ROUND)
+        is_int8 = implementation == "int8"
+        fits = entry is not None and entry.cache.capacity >= slots and entry.cache.is_int8 == is_int8
+        if entry is None or not fits or entry.weights != weights:
+            cache = make_cache(model, implementation, batch, -(-slots // _ROUND) * _ROUND)
             shape = (batch, model.config.num_attention_heads, 0, model.config.head_dim)
             for layer in range(len(cache)):
                 cache.buffers(layer, shape, model.dtype, model.device)
-            plan = GraphedPlan(DecodePlan(model, cache.capacity), cache, self._capture)
+            plan = GraphedPlan(DecodePlan(model, cache.capacity, int8_cache=is_int8), cache, self._capture)
             entry = _Entry(cache, plan, weights)
         entry.cache.truncate(0)  # keeps the storage, which a reset would free
         self._lent[id(entry.cache)] = entry

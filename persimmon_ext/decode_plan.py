@@ -61,18 +61,19 @@ class _Layer:
 class DecodePlan:
     """Runs 1 to 8 new tokens a row without gradients; made for one generation, while the model stays as it is."""
 
-    def __init__(self, model: Any, slots: int) -> None:
-        """`slots`: S, the greatest number of tokens a row, for which rotary angles are computed beforehand."""
+    def __init__(self, model: Any, slots: int, *, int8_cache: bool = False) -> None:
+        """`slots`: S, the greatest number of tokens a row, for which rotary angles are computed beforehand.
+        `int8_cache`: whether the caches that it is called with are of int8 codes."""
         decoder: PersimmonModel = model.model
         self._heads, self._head_dim = model.config.num_attention_heads, model.config.head_dim
         self._embedding = decoder.embed_tokens.weight
         self._rotary = decoder.rotary_emb
         self._make_table(min(slots, model.config.max_position_embeddings))
         angle = self.angles(self._slots[:, :1])[0]
-        self._layers = [_flatten(layer, self._embedding, angle) for layer in decoder.layers]
+        self._layers = [_flatten(layer, self._embedding, angle, int8_cache) for layer in decoder.layers]
         self._final_norm = bind_norm(decoder.final_layernorm, self._embedding)
         self._head = bind_product(model.lm_head, self._embedding)
-        self._storages: list[tuple[Tensor, Tensor]] = []
+        self._storages: list[tuple[Tensor, ...]] = []
         self._room = 0  # slots of them
 
     @staticmethod
@@ -128,15 +129,15 @@ class DecodePlan:
         B, T, C = x.shape
         heads, head_dim = self._heads, self._head_dim
         storages = self._storages_for(cache, B, T)
-        for layer, (k_cache, v_cache) in zip(self._layers, storages, strict=True):
+        for layer, storage in zip(self._layers, storages, strict=True):
             qkv = layer.query_key_value(layer.input_norm(x)).view(B, T, heads, 3, head_dim)
-            attended = layer.attend(qkv, cos, sin, k_cache, v_cache, slots, padding)
+            attended = layer.attend(qkv, cos, sin, storage, slots, padding)
             x, normed = layer.add_norm(layer.dense(attended.reshape(B, T, C)), x)
             x = layer.down(layer.up(normed), x)
         return self._head(self._final_norm(x))
 
-    def _storages_for(self, cache: Cache, B: int, T: int) -> list[tuple[Tensor, Tensor]]:
-        """K and V storages of all layers with room for T more tokens; asks only where the last ones may not do."""
+    def _storages_for(self, cache: Cache, B: int, T: int) -> list[tuple[Tensor, ...]]:
+        """The storages of all layers with room for T more tokens; asks only where the last ones may not do."""
         present = [layer.storage for layer in cache.layers]
         if not (cache.get_seq_length() + T <= self._room and all(map(operator.is_, present, self._storages))):
             shape, like = (B, self._heads, T, self._head_dim), self._embedding
@@ -145,12 +146,12 @@ class DecodePlan:
         return self._storages
 
 
-def _flatten(layer: Any, like: Tensor, angle: Tensor) -> _Layer:
+def _flatten(layer: Any, like: Tensor, angle: Tensor, int8_cache: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         input_norm=bind_norm(layer.input_layernorm, like),
         query_key_value=bind_product(attention.query_key_value, like),
-        attend=bind_decode_attention(attention, like, angle),
+        attend=bind_decode_attention(attention, like, angle, int8_cache=int8_cache),
         dense=bind_product(attention.dense, like),
         add_norm=bind_add_norm(layer.post_attention_layernorm, like),
         up=bind_product(mlp.dense_h_to_4h, like, relu2=True),

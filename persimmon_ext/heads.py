@@ -141,15 +141,15 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
 
     def lend_cache(self, batch: int, slots: int, implementation: str | None = None) -> Cache | None:
         """As `make_cache`, for one generation: on CUDA it may be one that an earlier call's graph was captured with."""
-        if self.device.type == "cuda" and implementation in (None, "static") and DecodePlan.fits(self):
-            return self.decode_graphs.take(self, batch, slots)
+        if self.device.type == "cuda" and implementation != "dynamic" and DecodePlan.fits(self):
+            return self.decode_graphs.take(self, batch, slots, implementation)
         return self.make_cache(batch, slots, implementation)
 
     def decode_plan(self, slots: int, cache: Any) -> DecodePlan | GraphedPlan | None:
         """A faster way to run a few tokens at a time up to `slots` of them, or None where forward must do it."""
-        if not (isinstance(cache, Cache) and cache.in_place and DecodePlan.fits(self)):
+        if not (isinstance(cache, Cache) and DecodePlan.fits(self)):
             return None
-        return self.decode_graphs.plan(cache) or DecodePlan(self, slots)
+        return self.decode_graphs.plan(cache) or DecodePlan(self, slots, int8_cache=cache.is_int8)
 
 
 def check_before_running(inputs: Tensor | None, labels: Tensor | None, logits_to_keep: int | Tensor) -> None:

@@ -5,6 +5,7 @@ Dimensions: B batch, T new tokens, S all tokens, H heads, D head dim, R rotary d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,11 @@ class LayerNorm(nn.LayerNorm):
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
+def decode_attention(*, int8: bool) -> Callable[..., Tensor]:
+    """The op of a decode step over such a cache; it takes the cache's buffers where it takes caches."""
+    return ops.decode_attention_int8_ if int8 else ops.decode_attention_
+
+
 def project(layer: nn.Module, x: Tensor, *, residual: Tensor) -> Tensor:
     """layer(x) + residual, in one pass where the layer can."""
     return layer(x, residual=residual) if can_fuse(layer) else layer(x) + residual
@@ -137,8 +143,8 @@ class PersimmonAttention(nn.Module):
             out, probabilities = self.attend_explicitly(qkv, step, dropout)
         elif (
             isinstance(step.cache, Cache)
-            and step.cache.in_place
             and self.fuses_norms()
+            and (not step.cache.is_int8 or self.decodes(step, T))
             and not self.needs_gradient(qkv, step.cache)
         ):
             out = self.attend_in_place(qkv, step, step.cache)
@@ -150,6 +156,10 @@ class PersimmonAttention(nn.Module):
 
     def fuses_norms(self) -> bool:
         return not self.qk_layernorm or (can_fuse(self.q_layernorm) and can_fuse(self.k_layernorm))
+
+    def decodes(self, step: Step, T: int) -> bool:
+        """Whether the decode kernels take these tokens."""
+        return T <= ops.MAX_DECODE_TOKENS and step.visibility.length is None
 
     def needs_gradient(self, qkv: Tensor, cache: Cache) -> bool:
         """Whether a gradient may flow through the new tokens' attention, cached keys and values included."""
@@ -192,13 +202,14 @@ class PersimmonAttention(nn.Module):
         if norms[0] is not None and norms[0].dtype != qkv.dtype:
             # Under autocast the norms' float32 decides, as it does for keys that have a gradient.
             qkv = qkv.to(torch.promote_types(qkv.dtype, norms[0].dtype))
-        k_cache, v_cache = cache.buffers(self.layer_idx, (B, H, T, D), qkv.dtype, qkv.device)
-        place = (*norms, step.cos, step.sin, k_cache, v_cache, step.slots)
-        if T <= ops.MAX_DECODE_TOKENS and length is None:
-            out = ops.decode_attention_(qkv, *place, start=start, eps=self.eps)
+        buffers = cache.buffers(self.layer_idx, (B, H, T, D), qkv.dtype, qkv.device)
+        if self.decodes(step, T):
+            place = (step.cos, step.sin, *buffers, step.slots)
+            out = decode_attention(int8=cache.is_int8)(qkv, *norms, *place, start=start, eps=self.eps)
             cache.advance(self.layer_idx, T)
             return out
-        q = ops.qk_norm_rope_append_(qkv, *place, self.eps)
+        k_cache, v_cache = buffers
+        q = ops.qk_norm_rope_append_(qkv, *norms, step.cos, step.sin, k_cache, v_cache, step.slots, self.eps)
         cache.advance(self.layer_idx, T)
         S = step.past + T
         out, _ = ops.attention(q, k_cache[:, :, :S], v_cache[:, :, :S], start=start, length=length)

@@ -72,6 +72,19 @@ def append_(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tenso
     v_cache[rows, :, slots[rows, tokens]] = v[rows, :, tokens]
 
 
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., D] -> int8 codes of the same shape and float32 scales [..., 1], the largest magnitude over 127."""
+    values = x.float()
+    scales = values.abs().amax(dim=-1, keepdim=True) / 127
+    codes = (values / scales.clamp(min=torch.finfo(torch.float32).tiny)).round()
+    return codes.to(torch.int8), scales
+
+
+def dequantize_rows(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows [..., D] that codes [..., D] and scales [..., 1] stand for."""
+    return (codes * scales).to(dtype)
+
+
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 

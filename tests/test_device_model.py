@@ -9,6 +9,7 @@ from helpers import assert_accurate, exact_twin, model_pair, random_ids
 from test_device_ops import DEVICES, DTYPES
 
 import persimmon_ext
+from persimmon_ext import ops
 
 HEADS_OF_64 = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
 
@@ -34,6 +35,28 @@ def test_prefill_and_decode(device: str, dtype: torch.dtype) -> None:
         caches = [output.past_key_values for output in outputs]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_int8_cache(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode steps run the kernel over the codes, and stay as near to exact logits as a cache of that error can."""
+    calls = []
+    kernel = ops.decode_attention_int8_
+    monkeypatch.setattr(ops, "decode_attention_int8_", lambda *a, **b: calls.append(1) or kernel(*a, **b))
+    ours, theirs = pair_on(device, dtype)
+    exact = exact_twin(theirs)
+    ids = random_ids(2, 70).to(device)
+    cache, past = persimmon_ext.Int8Cache(ours.config), None
+    for part in (ids[:, :60], ids[:, 60:65], *ids[:, 65:].split(1, dim=1)):
+        found = ours(part, past_key_values=cache, use_cache=True).logits.double()
+        output = exact(part, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        assert (found - output.logits).norm() <= 0.03 * output.logits.norm()
+    assert len(calls) == 6 * ours.config.num_hidden_layers
+    for mine, keys in zip((layer.keys for layer in cache.layers), (layer.keys for layer in past.layers), strict=True):
+        assert (mine.double() - keys).norm() <= 0.03 * keys.norm()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradients(device: str) -> None:
     models = [*pair_on(device, torch.bfloat16)]
@@ -53,5 +76,7 @@ def test_generate(device: str) -> None:
     """The embedded model, greedily and in float32: the device's kernels choose the CPU's tokens."""
     model = persimmon_ext.PersimmonForCausalLM.from_pretrained(persimmon_ext.embedded_checkpoint()).float()
     prompt = random_ids(2, 9, V=model.config.vocab_size)
-    expected = model.generate(prompt, max_new_tokens=24)
-    assert torch.equal(model.to(device).generate(prompt.to(device), max_new_tokens=24).cpu(), expected)
+    for implementation in ("static", "int8"):
+        options = {"max_new_tokens": 24, "cache_implementation": implementation}
+        expected = model.to("cpu").generate(prompt, **options)
+        assert torch.equal(model.to(device).generate(prompt.to(device), **options).cpu(), expected)

@@ -83,7 +83,7 @@ class Replays:
 def graphed() -> tuple[Any, Replays]:
     model, replays = model_pair()[1], Replays()
     model.decode_graphs = DecodeGraphs(replays.capture)
-    model.lend_cache = lambda batch, slots, implementation: model.decode_graphs.take(model, batch, slots)
+    model.lend_cache = lambda *arguments: model.decode_graphs.take(model, *arguments)
     return model, replays
 
 
@@ -99,6 +99,15 @@ def test_replayed_steps_give_the_same(model: Any, graphed: tuple[Any, Replays]) 
     options = {"attention_mask": mask, "max_new_tokens": 12, "pad_token_id": 0}
     assert torch.equal(mine.generate(ids, **options), model.generate(ids, **options))
     assert replays.captures == 2
+
+
+def test_replayed_steps_over_an_int8_cache(model: Any, graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    for implementation in ("int8", "int8", "static"):
+        options = {"max_new_tokens": 12, "cache_implementation": implementation}
+        assert torch.equal(mine.generate(prompt(2, 5), **options), model.generate(prompt(2, 5), **options))
+    assert replays.captures == 2, "once a kind of cache"
+    assert replays.replays == 3 * 11
 
 
 def test_a_returned_cache_is_not_used_again(model: Any, graphed: tuple[Any, Replays]) -> None:

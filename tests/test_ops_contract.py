@@ -39,6 +39,8 @@ def samples(dtype: torch.dtype, grad: bool) -> dict[str, tuple]:
     qkv = r(B, T, H, 3, D)
     labels = torch.tensor([0, 5, -100, 2])
     caches = [torch.zeros(B, H, S, D, dtype=dtype) for _ in range(2)]
+    code_caches = [torch.zeros(B, H, S, D, dtype=torch.int8) for _ in range(2)]
+    scale_caches = [torch.zeros(B, H, S, 1) for _ in range(2)]
     return {
         "layer_norm": (x, r(5, seed=1), r(5, seed=2), 1e-5),
         "layer_norm_backward": (x.detach(), randn(4, 5, dtype=dtype, seed=3), randn(5, dtype=dtype), 1e-5),
@@ -57,6 +59,18 @@ def samples(dtype: torch.dtype, grad: bool) -> dict[str, tuple]:
         "attention": (q, k, v, start, length, offset, 0.25),
         "attention_backward": (out, q.detach(), k.detach(), v.detach(), out, lse, start, length, offset, 0.25),
         "decode_attention_": (qkv.detach(), *plain, cos, sin, *caches, slots, start, 1e-5, 0.25),
+        "decode_attention_int8_": (
+            qkv.detach(),
+            *plain,
+            cos,
+            sin,
+            *code_caches,
+            *scale_caches,
+            slots,
+            start,
+            1e-5,
+            0.25,
+        ),
         "linear": (x, weight, r(6, seed=3), r(4, 6, seed=4), True),
         "sparse_linear": (r(4, 5).relu().detach().requires_grad_(grad), hidden_major, r(6, seed=3), r(4, 6, seed=4)),
         "relu2": (x, r(5, seed=5)),

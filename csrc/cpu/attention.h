@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../qk_checks.h"
 #include "kernels/attention.h"
 
 namespace persimmon::cpu {
@@ -28,5 +29,8 @@ Rows rows_of(const at::Tensor& t);
 // out [B, T, H, D] and the log-sum-exp of the scores, fp32 [B, H, T].
 std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, KeyRange range,
                                           double scale);
+
+// The same over caches that have been checked; returns out.
+at::Tensor attend_int8(const at::Tensor& q, const Int8Caches& caches, KeyRange range, double scale);
 
 }  // namespace persimmon::cpu

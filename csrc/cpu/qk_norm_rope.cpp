@@ -6,9 +6,10 @@
 
 #include <tuple>
 
-#include "../qk_checks.h"
+#include "attention.h"
 #include "binding.h"
 #include "huge_pages.h"
+#include "kernels/int8_rows.h"
 #include "kernels/qk_norm_rope.h"
 
 namespace persimmon::cpu {
@@ -64,17 +65,42 @@ at::Tensor run(const at::Tensor& qkv_, const QkNorms& norms, const at::Tensor& c
   return q;
 }
 
+void check_arguments(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos, const at::Tensor& sin) {
+  check_qkv(qkv, norms.q_weight, norms.k_weight);
+  check_like(norms.q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
+  check_like(norms.k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
+  check_rotation(cos, sin, qkv);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_rope(const at::Tensor& qkv, const QkNorms& norms,
+                                                         const at::Tensor& cos, const at::Tensor& sin, double eps) {
+  check_arguments(qkv, norms, cos, sin);
+  const at::Tensor k = on_huge_pages(at::empty({qkv.size(0), qkv.size(2), qkv.size(1), qkv.size(4)}, qkv.options()));
+  const at::Tensor v = on_huge_pages(at::empty_like(k));
+  return {run(qkv, norms, cos, sin, k, v, at::Tensor(), eps), k, v};
+}
+
+// Rows of x [B, H, T, D] as codes and scales.
+void write_int8(const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& slots) {
+  const int64_t B = x.size(0), H = x.size(1), T = x.size(2), D = x.size(3);
+  const Int8RowsParams params{
+      .x = rows_of(x),
+      .slots = slots.const_data_ptr<int64_t>(),
+      .codes = rows_out(codes),
+      .scale = rows_out(scale),
+      .T = T,
+      .H = H,
+      .D = D,
+      .dtype = dtype_of(x, "qkv"),
+  };
+  parallel(int8_rows_kernel(), params, B * H * T, D * x.element_size());
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> qk_norm_rope(const at::Tensor& qkv, const at::Tensor& q_weight,
                                                             const at::Tensor& q_bias, const at::Tensor& k_weight,
                                                             const at::Tensor& k_bias, const at::Tensor& cos,
                                                             const at::Tensor& sin, double eps) {
-  check_qkv(qkv, q_weight, k_weight);
-  check_like(q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
-  check_like(k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
-  check_rotation(cos, sin, qkv);
-  const at::Tensor k = on_huge_pages(at::empty({qkv.size(0), qkv.size(2), qkv.size(1), qkv.size(4)}, qkv.options()));
-  const at::Tensor v = on_huge_pages(at::empty_like(k));
-  return {run(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, k, v, at::Tensor(), eps), k, v};
+  return norm_rope(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, eps);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> qk_norm_rope_backward(
@@ -144,15 +170,26 @@ TORCH_LIBRARY_IMPL(persimmon_ext, CPU, m) {
 at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
                                const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
                                const at::Tensor& slots_, double eps) {
-  check_qkv(qkv, norms.q_weight, norms.k_weight);
-  check_like(norms.q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
-  check_like(norms.k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
-  check_rotation(cos, sin, qkv);
+  check_arguments(qkv, norms, cos, sin);
   check_caches(k_cache, v_cache, qkv);
   check_slots(slots_, qkv);
   const at::Tensor slots = slots_.contiguous();
   check_slot_values(slots, qkv, k_cache.size(2));
   return run(qkv, norms, cos, sin, k_cache, v_cache, slots, eps);
+}
+
+at::Tensor qk_norm_rope_append_int8(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
+                                    const at::Tensor& sin, const Int8Caches& caches, const at::Tensor& slots_,
+                                    double eps) {
+  check_arguments(qkv, norms, cos, sin);
+  check_int8_caches(caches, qkv);
+  check_slots(slots_, qkv);
+  const at::Tensor slots = slots_.contiguous();
+  check_slot_values(slots, qkv, caches.k.size(2));
+  const auto [q, k, v] = norm_rope(qkv, norms, cos, sin, eps);
+  write_int8(k, caches.k, caches.k_scale, slots);
+  write_int8(v, caches.v, caches.v_scale, slots);
+  return q;
 }
 
 }  // namespace persimmon::cpu

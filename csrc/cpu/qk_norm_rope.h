@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "../qk_checks.h"
+
 namespace persimmon::cpu {
 
 // Weight and bias [D] of the query norm and of the key norm.
@@ -15,5 +17,10 @@ struct QkNorms {
 at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
                                const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
                                const at::Tensor& slots, double eps);
+
+// The same with rows rounded to int8 codes. Checks every argument.
+at::Tensor qk_norm_rope_append_int8(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
+                                    const at::Tensor& sin, const Int8Caches& caches, const at::Tensor& slots,
+                                    double eps);
 
 }  // namespace persimmon::cpu

@@ -15,23 +15,23 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) qk_norm_rope(__grid_constant__ const QkNormRopeParams params) {
   using Row = HeadRow<T>;
   const int lane = threadIdx.x % Row::kLanes;
-  const int64_t rows = params.B * params.T * params.H * 3;
+  const int64_t rows = params.in.B * params.in.T * params.in.H * 3;
   const int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / Row::kLanes;
   const int64_t inside = row < rows ? row : rows - 1;  // lanes past the end compute the last row and store nothing
   const int part = static_cast<int>(inside % 3);       // 0 q, 1 k, 2 v
-  const int64_t h = inside / 3 % params.H, token = inside / 3 / params.H;
-  const int64_t t = token % params.T, b = token / params.T;
+  const int64_t h = inside / 3 % params.in.H, token = inside / 3 / params.in.H;
+  const int64_t t = token % params.in.T, b = token / params.in.T;
 
-  const uint4 loaded = simt::load16(static_cast<const T*>(params.qkv) + inside * kHeadDim + lane * Row::kWidth);
+  const uint4 loaded = simt::load16(static_cast<const T*>(params.in.qkv) + inside * kHeadDim + lane * Row::kWidth);
   float x[Row::kWidth];
   simt::unpack_vector<T>(loaded, x);
-  head_norm<T>(x, static_cast<const T*>(part == 0 ? params.q_weight : params.k_weight),
-               static_cast<const T*>(part == 0 ? params.q_bias : params.k_bias), lane, params.eps);
-  const int64_t angle = b * params.angle_batch_stride + t * (kRotaryDim / 2);
-  head_rotate<T>(x, params.cos + angle, params.sin + angle, lane, 1.0f);
+  head_norm<T>(x, static_cast<const T*>(part == 0 ? params.in.q_weight : params.in.k_weight),
+               static_cast<const T*>(part == 0 ? params.in.q_bias : params.in.k_bias), lane, params.in.eps);
+  const int64_t angle = b * params.in.angle_batch_stride + t * (kRotaryDim / 2);
+  head_rotate<T>(x, params.in.cos + angle, params.in.sin + angle, lane, 1.0f);
 
   if (row >= rows) return;
-  T* out = static_cast<T*>(params.q) + ((b * params.H + h) * params.T + t) * kHeadDim;
+  T* out = static_cast<T*>(params.q) + ((b * params.in.H + h) * params.in.T + t) * kHeadDim;
   if (part != 0) {
     const int64_t slot = params.slots == nullptr ? t : params.slots[token];
     if (slot < 0 || slot >= params.cache_rows) return;
@@ -41,27 +41,16 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope(__grid_constant__ const
   simt::store16(out + lane * Row::kWidth, part == 2 ? loaded : simt::pack_vector<T>(x));
 }
 
-bool rows_are_aligned(const HeadRowsOut& rows, int element_bytes) {
-  const int64_t width = 16 / element_bytes;
-  return is_aligned(rows.data) && rows.batch_stride % width == 0 && rows.head_stride % width == 0 &&
-         rows.row_stride % width == 0;
-}
-
 }  // namespace
 
 cudaError_t launch_qk_norm_rope(const QkNormRopeParams& params, simt::Dtype dtype, cudaStream_t stream) {
-  if (params.B < 0 || params.T < 0 || params.H < 0) return cudaErrorInvalidValue;
-  const int64_t rows = params.B * params.T * params.H * 3;
-  if (rows == 0) return cudaSuccess;
   const int element_bytes = simt::element_bytes(dtype);
-  for (const void* address : {params.qkv, params.q_weight, params.q_bias, params.k_weight, params.k_bias,
-                              static_cast<const void*>(params.cos), static_cast<const void*>(params.sin),
-                              static_cast<const void*>(params.q)}) {
-    if (!is_aligned(address)) return cudaErrorInvalidValue;
-  }
-  if (!rows_are_aligned(params.k, element_bytes) || !rows_are_aligned(params.v, element_bytes)) {
-    return cudaErrorInvalidValue;
-  }
+  const bool valid = is_valid(params.in) && is_aligned(params.q) &&
+                     rows_start_at_multiples_of(16, params.k, element_bytes) &&
+                     rows_start_at_multiples_of(16, params.v, element_bytes);
+  if (!valid) return cudaErrorInvalidValue;
+  const int64_t rows = params.in.B * params.in.T * params.in.H * 3;
+  if (rows == 0) return cudaSuccess;
   return simt::with_element_type(dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     const int64_t blocks = divide_up(rows, kThreads / HeadRow<T>::kLanes);

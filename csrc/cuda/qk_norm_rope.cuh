@@ -8,31 +8,16 @@
 //
 // Bytes moved: 6 B T H D elements. Every address is a multiple of 16, strides are multiples of 16 bytes.
 #pragma once
-#include "../simt/simt.h"
+#include "qkv_inputs.cuh"
 
 namespace persimmon::cuda {
 
-// Rows (b, h, s) in caller-owned storage, strides in elements; the D elements of a row are contiguous.
-struct HeadRowsOut {
-  void* data;
-  int64_t batch_stride, head_stride, row_stride;
-};
-
 struct QkNormRopeParams {
-  const void* qkv;  // [B, T, H, 3, D]
-  const void* q_weight;
-  const void* q_bias;
-  const void* k_weight;
-  const void* k_bias;          // [D] each
-  const float* cos;            // [B or 1, T, 16]
-  const float* sin;            // as cos
-  const int64_t* slots;        // [B, T], row of k and v that a token goes to; null: row t
-  void* q;                     // [B, H, T, D]
-  HeadRowsOut k, v;            // rows (b, h, s)
-  int64_t cache_rows;          // S: slots from 0 to S - 1 are written
-  int64_t angle_batch_stride;  // 0 where the batch shares cos and sin
-  int64_t B, T, H;
-  float eps;
+  QkvInputs in;
+  const int64_t* slots;  // [B, T], row of k and v that a token goes to; null: row t
+  void* q;               // [B, H, T, D]
+  HeadRowsOut k, v;      // rows (b, h, s)
+  int64_t cache_rows;    // S: slots from 0 to S - 1 are written
 };
 
 // Starts the kernel on `stream`; returns an error for sizes out of range, an address that is not a multiple of 16, or

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kWidth = Row::kWidth;
   SIMT_SHARED(float, warp_sums, kWarps * 4 * kHeadDim);
   const int lane = threadIdx.x % Row::kLanes;
-  const int64_t heads = params.B * params.T * params.H;
+  const int64_t heads = params.in.B * params.in.T * params.in.H;
   const int64_t groups = int64_t{gridDim.x} * kGroups<T>;
   float sums[4][kWidth] = {};  // of the lane's columns: dq_weight, dq_bias, dk_weight, dk_bias
 
@@ -57,28 +57,28 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t head = first + threadIdx.x / Row::kLanes;
     const bool inside = head < heads;
     const int64_t row = inside ? head : heads - 1;
-    const int64_t h = row % params.H, t = row / params.H % params.T, b = row / params.H / params.T;
+    const int64_t h = row % params.in.H, t = row / params.in.H % params.in.T, b = row / params.in.H / params.in.T;
     const int64_t in = row * 3 * kHeadDim + lane * kWidth;
-    const int64_t grad = ((b * params.H + h) * params.T + t) * kHeadDim + lane * kWidth;
+    const int64_t grad = ((b * params.in.H + h) * params.in.T + t) * kHeadDim + lane * kWidth;
     const uint4 zero = make_uint4(0, 0, 0, 0);  // gradients of lanes past the end: they add nothing to the sums
-    const uint4 packed_q = simt::load16(static_cast<const T*>(params.qkv) + in);
-    const uint4 packed_k = simt::load16(static_cast<const T*>(params.qkv) + in + kHeadDim);
+    const uint4 packed_q = simt::load16(static_cast<const T*>(params.in.qkv) + in);
+    const uint4 packed_k = simt::load16(static_cast<const T*>(params.in.qkv) + in + kHeadDim);
     const uint4 packed_dq = inside ? simt::load16(static_cast<const T*>(params.dq) + grad) : zero;
     const uint4 packed_dk = inside ? simt::load16(static_cast<const T*>(params.dk) + grad) : zero;
     const uint4 packed_dv = simt::load16(static_cast<const T*>(params.dv) + grad);
 
-    const int64_t angle = b * params.angle_batch_stride + t * (kRotaryDim / 2);
+    const int64_t angle = b * params.in.angle_batch_stride + t * (kRotaryDim / 2);
     float x[kWidth], dy[kWidth];
     T* const out = static_cast<T*>(params.dqkv) + in;
     simt::unpack_vector<T>(packed_q, x);
     simt::unpack_vector<T>(packed_dq, dy);
-    backward_row<T>(x, dy, static_cast<const T*>(params.q_weight), params.cos + angle, params.sin + angle, lane,
-                    params.eps, sums[0], sums[1]);
+    backward_row<T>(x, dy, static_cast<const T*>(params.in.q_weight), params.in.cos + angle, params.in.sin + angle,
+                    lane, params.in.eps, sums[0], sums[1]);
     if (inside) simt::store16(out, simt::pack_vector<T>(x));
     simt::unpack_vector<T>(packed_k, x);
     simt::unpack_vector<T>(packed_dk, dy);
-    backward_row<T>(x, dy, static_cast<const T*>(params.k_weight), params.cos + angle, params.sin + angle, lane,
-                    params.eps, sums[2], sums[3]);
+    backward_row<T>(x, dy, static_cast<const T*>(params.in.k_weight), params.in.cos + angle, params.in.sin + angle,
+                    lane, params.in.eps, sums[2], sums[3]);
     if (inside) {
       simt::store16(out + kHeadDim, simt::pack_vector<T>(x));
       simt::store16(out + 2 * kHeadDim, packed_dv);
@@ -115,13 +115,11 @@ int64_t qk_norm_rope_backward_blocks(int64_t heads, simt::Dtype dtype) {
 
 cudaError_t launch_qk_norm_rope_backward(const QkNormRopeBackwardParams& params, simt::Dtype dtype,
                                          cudaStream_t stream) {
-  if (params.B < 0 || params.T < 0 || params.H < 0) return cudaErrorInvalidValue;
-  for (const void* address : {params.dq, params.dk, params.dv, params.qkv, params.q_weight, params.k_weight,
-                              static_cast<const void*>(params.cos), static_cast<const void*>(params.sin),
-                              static_cast<const void*>(params.dqkv)}) {
+  if (!is_valid(params.in)) return cudaErrorInvalidValue;
+  for (const void* address : {params.dq, params.dk, params.dv, static_cast<const void*>(params.dqkv)}) {
     if (!is_aligned(address)) return cudaErrorInvalidValue;
   }
-  const int64_t blocks = qk_norm_rope_backward_blocks(params.B * params.T * params.H, dtype);
+  const int64_t blocks = qk_norm_rope_backward_blocks(params.in.B * params.in.T * params.in.H, dtype);
   if (blocks > 0) {
     const cudaError_t error = simt::with_element_type(dtype, [&](auto tag) {
       using T = typename decltype(tag)::Type;

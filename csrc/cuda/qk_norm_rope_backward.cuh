@@ -9,25 +9,18 @@
 //
 // Bytes moved: 9 B T H D elements. Every address is a multiple of 16.
 #pragma once
-#include "../simt/simt.h"
+#include "qkv_inputs.cuh"
 
 namespace persimmon::cuda {
 
 struct QkNormRopeBackwardParams {
+  QkvInputs in;
   const void* dq;
   const void* dk;
-  const void* dv;   // [B, H, T, D] each
-  const void* qkv;  // [B, T, H, 3, D]
-  const void* q_weight;
-  const void* k_weight;        // [D] each
-  const float* cos;            // [B or 1, T, 16]
-  const float* sin;            // as cos
-  void* dqkv;                  // [B, T, H, 3, D]
-  float* partials;             // [qk_norm_rope_backward_blocks, 4, D] scratch
-  void* dweights[4];           // [D] each: dq_weight, dq_bias, dk_weight, dk_bias
-  int64_t angle_batch_stride;  // 0 where the batch shares cos and sin
-  int64_t B, T, H;
-  float eps;
+  const void* dv;     // [B, H, T, D] each
+  void* dqkv;         // [B, T, H, 3, D]
+  float* partials;    // [qk_norm_rope_backward_blocks, 4, D] scratch
+  void* dweights[4];  // [D] each: dq_weight, dq_bias, dk_weight, dk_bias
 };
 
 // Blocks of the first stage, for B * T * H heads.

@@ -24,9 +24,9 @@ struct SoftmaxState {
     for (int j = 0; j < kWidth; ++j) sums[j] = 0.0f;
   }
 
-  // kRows rows with their scores, in units of log 2; -inf leaves a row out.
+  // kRows rows with their scores, in units of log 2; -inf leaves a row out. A row is `rows` times its scale.
   template <int kRows>
-  SIMT_DEVICE void add(const float (&scores)[kRows], const float (&rows)[kRows][kWidth]) {
+  SIMT_DEVICE void add(const float (&scores)[kRows], const float (&rows)[kRows][kWidth], const float (&scales)[kRows]) {
     float new_top = top;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) new_top = fmaxf(new_top, scores[i]);
@@ -38,8 +38,9 @@ struct SoftmaxState {
     for (int i = 0; i < kRows; ++i) {
       const float weight = softmax_rescale(scores[i], new_top);
       total += weight;
+      const float factor = weight * scales[i];
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sums[j] = fmaf(weight, rows[i][j], sums[j]);
+      for (int j = 0; j < kWidth; ++j) sums[j] = fmaf(factor, rows[i][j], sums[j]);
     }
     top = new_top;
   }

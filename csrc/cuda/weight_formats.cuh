@@ -33,6 +33,15 @@ SIMT_DEVICE float code_value(uint32_t word, uint32_t bits, float offset) {
   return fmaf(__uint_as_float((word & bits) | 0x4B000000u), kInverse, -(8388608.0f * kInverse + offset));
 }
 
+// The four int8 codes of a word.
+SIMT_DEVICE void unpack_int8(uint32_t codes, float* values) {
+  const uint32_t word = codes ^ 0x80808080u;  // value + 128, not negative
+  values[0] = code_value<0>(word, 0xffu, 128.0f);
+  values[1] = code_value<8>(word, 0xff00u, 128.0f);
+  values[2] = code_value<0>(word >> 16, 0xffu, 128.0f);
+  values[3] = code_value<8>(word >> 16, 0xff00u, 128.0f);
+}
+
 SIMT_DEVICE uint32_t word_of(const uint4& packed, int i) {
   return i == 0 ? packed.x : i == 1 ? packed.y : i == 2 ? packed.z : packed.w;
 }
@@ -44,13 +53,7 @@ struct Int8Weight {
   SIMT_DEVICE static int column(int vector, int chunk) { return vector * kValues + chunk * kChunk; }
   SIMT_DEVICE static void unpack(const uint4& packed, int chunk, float (&values)[kChunk]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t word = word_of(packed, 2 * chunk + i) ^ 0x80808080u;  // value + 128, not negative
-      values[4 * i] = code_value<0>(word, 0xffu, 128.0f);
-      values[4 * i + 1] = code_value<8>(word, 0xff00u, 128.0f);
-      values[4 * i + 2] = code_value<0>(word >> 16, 0xffu, 128.0f);
-      values[4 * i + 3] = code_value<8>(word >> 16, 0xff00u, 128.0f);
-    }
+    for (int i = 0; i < 2; ++i) unpack_int8(word_of(packed, 2 * chunk + i), values + 4 * i);
   }
 };
 

@@ -88,6 +88,10 @@ SIMT_DEVICE float2 unpack2<fp16>(uint32_t word) {
 SIMT_DEVICE uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 SIMT_DEVICE void store16(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
+// The same of 8 bytes; the address is a multiple of 8.
+SIMT_DEVICE uint2 load8(const void* address) { return *static_cast<const uint2*>(address); }
+SIMT_DEVICE void store8(void* address, uint2 value) { *static_cast<uint2*>(address) = value; }
+
 // 16 bytes of shared memory; the address is a multiple of 16.
 template <class T>
 SIMT_DEVICE uint4 load_shared16(Shared<T> place) {

@@ -23,19 +23,35 @@
 
 namespace simt {
 
-inline void check_aligned(const void* address, const Where& where) {
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
-    fail("a 16-byte access to an address that is not a multiple of 16", where);
+inline void check_aligned(const void* address, size_t bytes, const Where& where) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+  fail(bytes == 16 ? "a 16-byte access to an address that is not a multiple of 16"
+                   : "an 8-byte access to an address that is not a multiple of 8",
+       where);
 }
-inline uint4 load16(const void* address, const Where& where = Where::current()) {
-  check_aligned(address, where);
-  uint4 value;
+template <class Vector>
+Vector load_vector(const void* address, const Where& where) {
+  check_aligned(address, sizeof(Vector), where);
+  Vector value;
   std::memcpy(&value, address, sizeof(value));
   return value;
 }
-inline void store16(void* address, uint4 value, const Where& where = Where::current()) {
-  check_aligned(address, where);
+template <class Vector>
+void store_vector(void* address, const Vector& value, const Where& where) {
+  check_aligned(address, sizeof(Vector), where);
   std::memcpy(address, &value, sizeof(value));
+}
+inline uint4 load16(const void* address, const Where& where = Where::current()) {
+  return load_vector<uint4>(address, where);
+}
+inline void store16(void* address, uint4 value, const Where& where = Where::current()) {
+  store_vector(address, value, where);
+}
+inline uint2 load8(const void* address, const Where& where = Where::current()) {
+  return load_vector<uint2>(address, where);
+}
+inline void store8(void* address, uint2 value, const Where& where = Where::current()) {
+  store_vector(address, value, where);
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 The raw operators are ``torch.ops.persimmon_ext.*``; they raise where these functions would fall back.
 """
 
-from persimmon_ext.ops.attention import MAX_DECODE_TOKENS, attention, decode_attention_
+from persimmon_ext.ops.attention import MAX_DECODE_TOKENS, attention, decode_attention_, decode_attention_int8_
 from persimmon_ext.ops.layer_norm import add_layer_norm, layer_norm
 from persimmon_ext.ops.linear import linear, sparse_linear
 from persimmon_ext.ops.linear_cross_entropy import linear_cross_entropy
@@ -17,6 +17,7 @@ __all__ = [
     "add_layer_norm",
     "attention",
     "decode_attention_",
+    "decode_attention_int8_",
     "layer_norm",
     "linear",
     "linear_cross_entropy",

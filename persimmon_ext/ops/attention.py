@@ -16,7 +16,7 @@ from persimmon_ext.ops.native import (
     run,
     takes,
 )
-from persimmon_ext.ops.qk_norm_rope import given_norms, has_cuda_sizes, qk_norm_rope_append_
+from persimmon_ext.ops.qk_norm_rope import given_norms, has_cuda_sizes, qk_norm_rope, qk_norm_rope_append_
 
 _ops = torch.ops.persimmon_ext
 
@@ -95,13 +95,65 @@ def decode_attention_(
     fits_cuda = qkv.dtype != torch.float32 and has_cuda_sizes(qkv, cos)
     if parameters and takes("decode_attention_", qkv, *norms, k_cache, v_cache, fits_cuda=fits_cuda):
         return _ops.decode_attention_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, start, eps, scale)
-    if not 1 <= qkv.shape[1] <= MAX_DECODE_TOKENS:
-        raise ValueError(f"decode_attention_ takes 1 to {MAX_DECODE_TOKENS} new tokens, got {qkv.shape[1]}.")
-    if bool((slots.diff(dim=1) != 1).any()):
-        raise ValueError(f"slots must be consecutive in each row, got {slots.tolist()}.")
+    _check_step("decode_attention_", qkv, slots)
     q = qk_norm_rope_append_(qkv, *norms, cos, sin, k_cache, v_cache, slots, eps)
     out, _ = attention(q, k_cache, v_cache, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
     return out
+
+
+def decode_attention_int8_(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    slots: Tensor,
+    *,
+    start: Tensor | None = None,
+    eps: float,
+    scale: float | None = None,
+) -> Tensor:
+    """:func:`decode_attention_` over a cache of int8 codes, of which a value is code * scale.
+
+    The new keys and values are rounded before anything attends to them, so that a text doesn't depend on how it was cut
+    into calls.
+
+    Args:
+        k_cache, v_cache: int8 [B, H, S, D], written in place.
+        k_scale, v_scale: float32 [B, H, S, 1], written in place: the largest magnitude of a row over 127.
+    """
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    norms = (q_weight, q_bias, k_weight, k_bias)
+    parameters = given_norms(*norms)
+    caches = (k_cache, v_cache, k_scale, v_scale)
+    refuse_gradients("decode_attention_int8_", qkv, *norms)
+    fits_cuda = qkv.dtype != torch.float32 and has_cuda_sizes(qkv, cos)
+    if parameters and takes("decode_attention_int8_", qkv, *norms, fits_cuda=fits_cuda):
+        return _ops.decode_attention_int8_(qkv, *parameters, cos, sin, *caches, slots, start, eps, scale)
+    _check_step("decode_attention_int8_", qkv, slots)
+    q, k, v = qk_norm_rope(qkv, *norms, cos, sin, eps)
+    (k_codes, k_scales), (v_codes, v_scales) = reference.quantize_rows(k), reference.quantize_rows(v)
+    reference.append_(k_codes, v_codes, k_cache, v_cache, slots)
+    reference.append_(k_scales, v_scales, k_scale, v_scale, slots)
+    keys, values = (
+        reference.dequantize_rows(k_cache, k_scale, q.dtype),
+        reference.dequantize_rows(v_cache, v_scale, q.dtype),
+    )
+    out, _ = attention(q, keys, values, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
+    return out
+
+
+def _check_step(op: str, qkv: Tensor, slots: Tensor) -> None:
+    if not 1 <= qkv.shape[1] <= MAX_DECODE_TOKENS:
+        raise ValueError(f"{op} takes 1 to {MAX_DECODE_TOKENS} new tokens, got {qkv.shape[1]}.")
+    if bool((slots.diff(dim=1) != 1).any()):
+        raise ValueError(f"slots must be consecutive in each row, got {slots.tolist()}.")
 
 
 @torch.library.register_fake("persimmon_ext::attention")
@@ -115,6 +167,7 @@ def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[T
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+@torch.library.register_fake("persimmon_ext::decode_attention_int8_")
 @torch.library.register_fake("persimmon_ext::decode_attention_")
 def _(qkv: Tensor, *arguments: Any) -> Tensor:
     B, T, H, _, D = qkv.shape

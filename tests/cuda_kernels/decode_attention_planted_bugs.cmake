@@ -1,4 +1,4 @@
-set(decode_attention KERNEL decode_attention CASE bfloat16)
+set(decode_attention KERNEL decode_attention HEADER decode_attention_kernel CASE bfloat16)
 add_planted_bug(queries_not_there ${decode_attention}
   ORIGINAL "  __syncthreads();\n  uint4 queries[kTokens];\n" PLANTED "  uint4 queries[kTokens];\n"
   REPORT "SIMT ERROR: race: read of shared_queries")
@@ -8,3 +8,11 @@ add_planted_bug(token_misses_itself ${decode_attention}
 add_planted_bug(keys_past_the_split ${decode_attention}
   ORIGINAL "      const bool inside = key < end;\n" PLANTED "      const bool inside = key < params.S;\n"
   REPORT "MISMATCH: out")
+
+set(decode_attention_int8 KERNEL decode_attention_int8 HEADER decode_attention_kernel CASE bfloat16)
+add_planted_bug(scale_of_values_forgotten ${decode_attention_int8}
+  ORIGINAL "v_scales[i] = values[i].scale()" PLANTED "v_scales[i] = 1.0f"
+  REPORT "MISMATCH: out")
+add_planted_bug(value_of_another_token ${decode_attention_int8}
+  ORIGINAL "new_value = Row::of(value)" PLANTED "new_value = new_key"
+  REPORT "MISMATCH: v")

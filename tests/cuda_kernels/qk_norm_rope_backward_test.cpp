@@ -3,7 +3,6 @@
 #include "cuda/qk_norm_rope_backward.cuh"
 
 #include "head_reference.h"
-#include "kernel_test.h"
 
 namespace {
 
@@ -12,9 +11,10 @@ using kernel_test::fill_random;
 using kernel_test::Format;
 using kernel_test::head_row;
 using kernel_test::HeadRow;
-using kernel_test::kHalfRotary;
 using kernel_test::kHeadDim;
+using kernel_test::kHeadEps;
 using kernel_test::normalised;
+using kernel_test::QkvProblem;
 using kernel_test::rotated;
 using kernel_test::WorstError;
 using persimmon::cuda::launch_qk_norm_rope_backward;
@@ -22,7 +22,6 @@ using persimmon::cuda::qk_norm_rope_backward_blocks;
 using persimmon::cuda::QkNormRopeBackwardParams;
 using simt::GlobalBuffer;
 
-constexpr float kEps = 1e-5f;
 constexpr double kArithmetic = 4e-6;
 
 struct Case {
@@ -42,7 +41,7 @@ struct Sums {
 template <class T>
 HeadRow backward_row(const T* x, const T* dy, const T* weight, const float* cos, const float* sin, Sums& sums) {
   const HeadRow g = rotated(head_row(dy), cos, sin, -1.0);
-  const auto [z, scale] = normalised(head_row(x), kEps);
+  const auto [z, scale] = normalised(head_row(x), kHeadEps);
   double mean_u = 0.0, mean_uz = 0.0;
   for (int d = 0; d < kHeadDim; ++d) {
     mean_u += g[d] * simt::to_float(weight[d]) / kHeadDim;
@@ -58,7 +57,7 @@ HeadRow backward_row(const T* x, const T* dy, const T* weight, const float* cos,
 }
 
 template <class T>
-void expect_row(WorstError& worst, const T* got, const HeadRow& want) {
+void expect_gradient(WorstError& worst, const T* got, const HeadRow& want) {
   for (int d = 0; d < kHeadDim; ++d) {
     worst.add(simt::to_float(got[d]), want[d],
               Format<T>::kRoundoff * std::abs(want[d]) + 4 * kArithmetic * (1.0 + std::abs(want[d])));
@@ -77,14 +76,9 @@ template <class T>
 void check_case(const Case& c, int seeds) {
   std::mt19937 generator(static_cast<unsigned>(c.B * 1009 + c.T * 31 + c.H));
   const int64_t heads = c.B * c.T * c.H, count = heads * kHeadDim;
-  const GlobalBuffer<T> dq(count), dk(count), dv(count), qkv(count * 3), q_weight(kHeadDim), k_weight(kHeadDim);
-  for (const auto* buffer : {&dq, &dk, &dv, &q_weight, &k_weight}) fill_random(*buffer, 0.1, generator);
-  fill_random(qkv, 0.3, generator);
-  const GlobalBuffer<float> cos(c.B * c.T * kHalfRotary), sin(cos.size());
-  for (size_t i = 0; i < cos.size(); ++i) {
-    cos[i] = static_cast<float>(std::cos(0.37 * static_cast<double>(i)));
-    sin[i] = static_cast<float>(std::sin(0.37 * static_cast<double>(i)));
-  }
+  const QkvProblem<T> problem(c.B, c.T, c.H);
+  const GlobalBuffer<T> dq(count), dk(count), dv(count);
+  for (const auto* buffer : {&dq, &dk, &dv}) fill_random(*buffer, 0.1, generator);
   const GlobalBuffer<T> first_sums(4 * kHeadDim);
   for (int seed = 0; seed < seeds; ++seed) {
     simt::set_seed(seed);
@@ -92,33 +86,25 @@ void check_case(const Case& c, int seeds) {
     const GlobalBuffer<T> sums[4] = {GlobalBuffer<T>(kHeadDim), GlobalBuffer<T>(kHeadDim), GlobalBuffer<T>(kHeadDim),
                                      GlobalBuffer<T>(kHeadDim)};
     const GlobalBuffer<float> partials(qk_norm_rope_backward_blocks(heads, Format<T>::kDtype) * 4 * kHeadDim);
-    const QkNormRopeBackwardParams params{dq.data(),
+    const QkNormRopeBackwardParams params{problem.inputs(),
+                                          dq.data(),
                                           dk.data(),
                                           dv.data(),
-                                          qkv.data(),
-                                          q_weight.data(),
-                                          k_weight.data(),
-                                          cos.data(),
-                                          sin.data(),
                                           dqkv.data(),
                                           partials.data(),
-                                          {sums[0].data(), sums[1].data(), sums[2].data(), sums[3].data()},
-                                          c.T * kHalfRotary,
-                                          c.B,
-                                          c.T,
-                                          c.H,
-                                          kEps};
+                                          {sums[0].data(), sums[1].data(), sums[2].data(), sums[3].data()}};
     expect(launch_qk_norm_rope_backward(params, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
 
     WorstError dx_error, sum_error;
     Sums q_sums, k_sums;
     for (int64_t row = 0; row < heads; ++row) {
       const int64_t h = row % c.H, t = row / c.H % c.T, b = row / c.H / c.T;
-      const int64_t grad = ((b * c.H + h) * c.T + t) * kHeadDim, angle = (b * c.T + t) * kHalfRotary;
-      const T *x = &qkv[row * 3 * kHeadDim], *dx = &dqkv[row * 3 * kHeadDim];
-      expect_row(dx_error, dx, backward_row(x, &dq[grad], q_weight.data(), &cos[angle], &sin[angle], q_sums));
-      expect_row(dx_error, dx + kHeadDim,
-                 backward_row(x + kHeadDim, &dk[grad], k_weight.data(), &cos[angle], &sin[angle], k_sums));
+      const int64_t grad = ((b * c.H + h) * c.T + t) * kHeadDim;
+      const float *cos = problem.cos_of(b, t), *sin = problem.sin_of(b, t);
+      const T *x = problem.row(b, t, h, 0), *dx = &dqkv[row * 3 * kHeadDim];
+      const T *q_weight = problem.norms[0].data(), *k_weight = problem.norms[2].data();
+      expect_gradient(dx_error, dx, backward_row(x, &dq[grad], q_weight, cos, sin, q_sums));
+      expect_gradient(dx_error, dx + kHeadDim, backward_row(x + kHeadDim, &dk[grad], k_weight, cos, sin, k_sums));
       expect(std::memcmp(dx + 2 * kHeadDim, &dv[grad], kHeadDim * sizeof(T)) == 0, name_of("dv", c, seed));
     }
     expect_sum(sum_error, sums[0], q_sums.dweight, q_sums.dweight_terms);

@@ -3,23 +3,19 @@
 #include "cuda/qk_norm_rope.cuh"
 
 #include "head_reference.h"
-#include "kernel_test.h"
 
 namespace {
 
 using kernel_test::expect;
-using kernel_test::fill_random;
+using kernel_test::expect_row;
 using kernel_test::Format;
-using kernel_test::HeadRow;
-using kernel_test::kHalfRotary;
 using kernel_test::kHeadDim;
-using kernel_test::normed_and_rotated;
+using kernel_test::one_head_at_multiples_of_16;
+using kernel_test::QkvProblem;
 using kernel_test::WorstError;
 using persimmon::cuda::launch_qk_norm_rope;
 using persimmon::cuda::QkNormRopeParams;
 using simt::GlobalBuffer;
-
-constexpr float kEps = 1e-5f;
 
 struct Case {
   int64_t B, T, H;
@@ -32,48 +28,18 @@ std::string name_of(const char* result, const Case& c, int seed) {
          std::to_string(c.H) + " cache " + std::to_string(c.cache_rows) + " seed " + std::to_string(seed);
 }
 
-template <class T>
-struct Inputs {
-  explicit Inputs(const Case& c)
-      : qkv(c.B * c.T * c.H * 3 * kHeadDim),
-        norms{GlobalBuffer<T>(kHeadDim), GlobalBuffer<T>(kHeadDim), GlobalBuffer<T>(kHeadDim),
-              GlobalBuffer<T>(kHeadDim)},
-        cos((c.shared_angles ? 1 : c.B) * c.T * kHalfRotary),
-        sin(cos.size()),
-        slots(c.B * c.T) {
-    std::mt19937 generator(static_cast<unsigned>(c.B * 1009 + c.T * 31 + c.H));
-    fill_random(qkv, 0.3, generator);
-    for (int i = 0; i < 4; ++i) fill_random(norms[i], i % 2 == 0 ? 1.0 : 0.0, generator, 0.5);
-    for (size_t i = 0; i < cos.size(); ++i) {
-      const double angle = std::uniform_real_distribution<double>(-3.0, 3.0)(generator);
-      cos[i] = static_cast<float>(std::cos(angle));
-      sin[i] = static_cast<float>(std::sin(angle));
-    }
-    for (int64_t b = 0; b < c.B; ++b) {  // ragged: each sequence starts elsewhere; one token in five has no slot
-      for (int64_t t = 0; t < c.T; ++t) {
-        const int64_t slot = (b * 3 + t) % (c.cache_rows + 1);
-        slots[b * c.T + t] = t % 5 == 4 ? -1 : slot;  // cache_rows itself is outside: not written
-      }
-    }
-  }
-
-  const GlobalBuffer<T> qkv;
-  const GlobalBuffer<T> norms[4];  // weight and bias of q, of k
-  const GlobalBuffer<float> cos, sin;
-  const GlobalBuffer<int64_t> slots;
-};
-
-template <class T>
-void expect_row(WorstError& worst, const T* got, const HeadRow& want) {
-  for (int d = 0; d < kHeadDim; ++d) {
-    const double allowed = Format<T>::kRoundoff * std::abs(want[d]) + 4e-6 * (1.0 + std::abs(want[d]));
-    worst.add(simt::to_float(got[d]), want[d], allowed);
+// Ragged: each sequence starts elsewhere; one token in five has no slot, and cache_rows itself is outside.
+void fill_slots(const GlobalBuffer<int64_t>& slots, const Case& c) {
+  for (int64_t b = 0; b < c.B; ++b) {
+    for (int64_t t = 0; t < c.T; ++t) slots[b * c.T + t] = t % 5 == 4 ? -1 : (b * 3 + t) % (c.cache_rows + 1);
   }
 }
 
 template <class T>
 void check_case(const Case& c, int seeds) {
-  const Inputs<T> in(c);
+  const QkvProblem<T> problem(c.B, c.T, c.H, c.shared_angles);
+  const GlobalBuffer<int64_t> slots(c.B * c.T);
+  fill_slots(slots, c);
   const bool append = c.cache_rows > 0;
   const int64_t S = append ? c.cache_rows : c.T;
   for (int seed = 0; seed < seeds; ++seed) {
@@ -83,42 +49,21 @@ void check_case(const Case& c, int seeds) {
     const auto rows = [&](const GlobalBuffer<T>& cache) {
       return persimmon::cuda::HeadRowsOut{cache.data(), c.H * S * kHeadDim, S * kHeadDim, kHeadDim};
     };
-    const QkNormRopeParams params{in.qkv.data(),
-                                  in.norms[0].data(),
-                                  in.norms[1].data(),
-                                  in.norms[2].data(),
-                                  in.norms[3].data(),
-                                  in.cos.data(),
-                                  in.sin.data(),
-                                  append ? in.slots.data() : nullptr,
-                                  q.data(),
-                                  rows(k),
-                                  rows(v),
-                                  S,
-                                  c.shared_angles ? 0 : c.T * kHalfRotary,
-                                  c.B,
-                                  c.T,
-                                  c.H,
-                                  kEps};
+    const QkNormRopeParams params{problem.inputs(), append ? slots.data() : nullptr, q.data(), rows(k), rows(v), S};
     expect(launch_qk_norm_rope(params, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
 
     WorstError worst;
     std::vector<int64_t> token_of(c.B * S, -1);
     for (int64_t b = 0; b < c.B; ++b) {
       for (int64_t t = 0; t < c.T; ++t) {
-        const int64_t slot = append ? in.slots[b * c.T + t] : t;
+        const int64_t slot = append ? slots[b * c.T + t] : t;
         if (slot >= 0 && slot < S) token_of[b * S + slot] = t;
         for (int64_t h = 0; h < c.H; ++h) {
-          const T* x = &in.qkv[((b * c.T + t) * c.H + h) * 3 * kHeadDim];
-          const int64_t angle = ((c.shared_angles ? 0 : b * c.T) + t) * kHalfRotary;
-          const float *cos = &in.cos[angle], *sin = &in.sin[angle];
-          expect_row(worst, &q[((b * c.H + h) * c.T + t) * kHeadDim],
-                     normed_and_rotated(x, in.norms[0].data(), in.norms[1].data(), cos, sin, kEps));
+          expect_row(worst, &q[((b * c.H + h) * c.T + t) * kHeadDim], problem.normed_and_rotated(b, t, h, 0));
           if (slot < 0 || slot >= S) continue;
           const int64_t place = ((b * c.H + h) * S + slot) * kHeadDim;
-          expect_row(worst, &k[place],
-                     normed_and_rotated(x + kHeadDim, in.norms[2].data(), in.norms[3].data(), cos, sin, kEps));
-          expect(std::memcmp(&v[place], x + 2 * kHeadDim, kHeadDim * sizeof(T)) == 0, name_of("v", c, seed));
+          expect_row(worst, &k[place], problem.normed_and_rotated(b, t, h, 1));
+          expect(std::memcmp(&v[place], problem.row(b, t, h, 2), kHeadDim * sizeof(T)) == 0, name_of("v", c, seed));
         }
       }
     }
@@ -149,32 +94,16 @@ void check_dtype(int seeds) {
 
 void check_launcher(int) {
   void* const aligned = reinterpret_cast<void*>(uintptr_t{4096});
-  float* const angles = static_cast<float*>(aligned);
-  QkNormRopeParams params{aligned,
-                          aligned,
-                          aligned,
-                          aligned,
-                          aligned,
-                          angles,
-                          angles,
-                          nullptr,
-                          aligned,
-                          {aligned, 64, 64, 64},
-                          {aligned, 64, 64, 64},
-                          1,
-                          0,
-                          1,
-                          1,
-                          1,
-                          kEps};
+  QkNormRopeParams params{one_head_at_multiples_of_16(), nullptr, aligned, {aligned, 64, 64, 64},
+                          {aligned, 64, 64, 64},         1};
   const auto launch = [&] { return launch_qk_norm_rope(params, simt::Dtype::kBFloat16, nullptr); };
-  params.T = -1;
+  params.in.T = -1;
   expect(launch() == cudaErrorInvalidValue, "negative sizes are an error");
-  params.T = 1;
+  params.in.T = 1;
   params.k.row_stride = 68;
   expect(launch() == cudaErrorInvalidValue, "a cache whose rows are not multiples of 16 bytes is an error");
   params.k.row_stride = 64;
-  params.qkv = reinterpret_cast<void*>(uintptr_t{4098});
+  params.in.qkv = reinterpret_cast<void*>(uintptr_t{4098});
   expect(launch() == cudaErrorInvalidValue, "an address that is not a multiple of 16 is an error");
 }
 

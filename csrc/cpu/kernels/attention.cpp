@@ -1,5 +1,6 @@
 #include "attention.h"
 
+#include "attention_codes.h"
 #include "attention_pairs.h"
 #include "attention_wide.h"
 
@@ -43,7 +44,7 @@ void attend(const AttentionParams& p, const Unit& u, Blocks blocks, int64_t b, i
   for (int64_t r = 0; r < u.rows; ++r) u.max[r] = -kInfinity;
   for (int64_t s = begin; s < end; s += kKeyBlock) {
     const int64_t keys = min_of(kKeyBlock, end - s);
-    blocks.load(row_of<T>(p.k, b, h, s), row_of<T>(p.v, b, h, s), keys);
+    blocks.load_keys(b, h, s, keys);
     const auto seen = [&](int64_t r) { return min_of(max_of(visible.end(u.first + r) - s, 0), keys); };
     for (int64_t r = 0; r < u.rows; r += blocks.tile_rows()) {
       const int64_t n = min_of(blocks.tile_rows(), u.rows - r);
@@ -60,6 +61,7 @@ void attend(const AttentionParams& p, const Unit& u, Blocks blocks, int64_t b, i
 template <class T>
 void attend_in_blocks(const AttentionParams& p, const Unit& u, int64_t b, int64_t h, const Visible& visible,
                       int64_t begin, int64_t end) {
+  if (p.k_scale.data != nullptr) return attend<T>(p, u, CodeBlocks(p, u), b, h, visible, begin, end);
 #if defined(__AVX512BF16__)
   if constexpr (__is_same(T, bf16)) {
     if (PairBlocks::fits(p)) return attend<T>(p, u, PairBlocks(p, u), b, h, visible, begin, end);

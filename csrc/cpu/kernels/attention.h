@@ -4,8 +4,9 @@
 //
 // Work is split into (b, h, block of queries, split of the keys). A unit walks its visible keys in blocks with an fp32
 // online softmax; blocks that no query of it sees are not read. With several splits a unit writes fp32 partials, which
-// attention_combine merges in order. Reads k and v once per block of queries. Probabilities are rounded to bf16 where
-// products of bf16 pairs exist, and never elsewhere; maxima, sums and outputs are fp32.
+// attention_combine merges in order. Reads k and v once per block of queries; they may be int8 codes with a scale for
+// each row. Probabilities are rounded to bf16 where products of bf16 pairs exist, and never elsewhere; maxima, sums and
+// outputs are fp32.
 #pragma once
 
 #include "kernel.h"
@@ -37,6 +38,8 @@ struct AttentionParams {
   AttentionShape shape;
   Rows q;           // [B, H, T, D]
   Rows k, v;        // [B, H, S, D]
+  Rows k_scale;     // fp32 [B, H, S, 1] where k and v are int8 codes; else null
+  Rows v_scale;     // as k_scale
   void* out;        // [B, T, H, D]
   float* lse;       // [B, H, T]
   float* partials;  // [splits, B * H * T, 1 + D] fp32: log-sum-exp and output of a split; null with one split

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.h"
+#include "codes.h"
 #include "pairs.h"
 #include "shuffle.h"
 

@@ -29,6 +29,7 @@ struct PairBlocks {
   // is paired in every product instead of once.
   static constexpr int64_t kDirectRows = kMaxTileRows;
 
+  const AttentionParams& p;
   const Unit& u;
   int64_t D, k_stride, v_stride;
   bool direct;
@@ -36,7 +37,7 @@ struct PairBlocks {
   const bf16 *k = nullptr, *v = nullptr;
 
   PairBlocks(const AttentionParams& p, const Unit& u)
-      : u(u), D(p.shape.D), k_stride(p.k.row_stride), v_stride(p.v.row_stride), direct(u.rows <= kDirectRows) {}
+      : p(p), u(u), D(p.shape.D), k_stride(p.k.row_stride), v_stride(p.v.row_stride), direct(u.rows <= kDirectRows) {}
 
   // Whether whole vectors of pairs cover the rows.
   static bool fits(const AttentionParams& p) { return p.shape.D % (2 * kLanes) == 0 && p.k.row_stride % 2 == 0; }
@@ -47,8 +48,9 @@ struct PairBlocks {
     for (int64_t r = 0; r < u.rows; ++r) __builtin_memcpy(u.q + r * D / 2, q + r * row_stride, sizeof(bf16) * D);
   }
 
-  void load(const bf16* k_block, const bf16* v_block, int64_t count) {
-    k = k_block, v = v_block, keys = count;
+  // Keys [s, s + count) of head h.
+  void load_keys(int64_t b, int64_t h, int64_t s, int64_t count) {
+    k = row_of<bf16>(p.k, b, h, s), v = row_of<bf16>(p.v, b, h, s), keys = count;
     if (direct) return;
     load_transposed(pairs(k), k_stride / 2, keys, D / 2, u.k);
     for (int64_t s = 0; s + 2 <= keys; s += 2) {
@@ -72,12 +74,12 @@ struct PairBlocks {
       to_pairs(u.scores + i * kKeyBlock, seen(r + i), u.probabilities + i * kKeyBlock / 2);
     const auto begin = [](int64_t) -> int64_t { return 0; };
     const auto end = [&](int64_t i) { return seen(r + i) / 2; };
-    const BlockA<bf16_pair> p{pairs(u.probabilities), kKeyBlock / 2, 1};
+    const BlockA<bf16_pair> weights{pairs(u.probabilities), kKeyBlock / 2, 1};
     float* out = u.out + r * D;
     if (direct) {
-      ragged_product(p, RowPairs{v, v_stride}, out, D, n, D, begin, end);
+      ragged_product(weights, RowPairs{v, v_stride}, out, D, n, D, begin, end);
     } else {
-      ragged_product(p, BlockB{pairs(u.v), D}, out, D, n, D, begin, end);
+      ragged_product(weights, BlockB{pairs(u.v), D}, out, D, n, D, begin, end);
     }
     for (int64_t i = 0; i < n; ++i) {  // an odd last key alone: what would be its partner may hold anything
       const int64_t last = seen(r + i) - 1;

@@ -12,6 +12,7 @@ struct WideBlocks {
   // is converted in every product instead of once.
   static constexpr int64_t kDirectRows = 4;
 
+  const AttentionParams& p;
   const Unit& u;
   int64_t D, k_stride, v_stride;
   bool direct;
@@ -19,7 +20,8 @@ struct WideBlocks {
   const T *k = nullptr, *v = nullptr;
 
   WideBlocks(const AttentionParams& p, const Unit& u)
-      : u(u),
+      : p(p),
+        u(u),
         D(p.shape.D),
         k_stride(p.k.row_stride),
         v_stride(p.v.row_stride),
@@ -29,8 +31,9 @@ struct WideBlocks {
 
   void load_queries(const T* q, int64_t row_stride) { load_rows(q, row_stride, u.rows, D, u.q); }
 
-  void load(const T* k_block, const T* v_block, int64_t count) {
-    k = k_block, v = v_block, keys = count;
+  // Keys [s, s + count) of head h.
+  void load_keys(int64_t b, int64_t h, int64_t s, int64_t count) {
+    k = row_of<T>(p.k, b, h, s), v = row_of<T>(p.v, b, h, s), keys = count;
     if (direct) return;
     load_transposed(k, k_stride, keys, D, u.k);
     load_rows(v, v_stride, keys, D, u.v);
@@ -50,11 +53,11 @@ struct WideBlocks {
     const auto begin = [](int64_t) -> int64_t { return 0; };
     const auto end = [&](int64_t i) { return seen(r + i); };
     const int64_t P = padded(D);
-    const BlockA<float> p{u.scores, kKeyBlock, 1};
+    const BlockA<float> weights{u.scores, kKeyBlock, 1};
     if (direct) {
-      ragged_product(p, BlockB{v, v_stride}, u.out + r * P, P, n, D, begin, end);
+      ragged_product(weights, BlockB{v, v_stride}, u.out + r * P, P, n, D, begin, end);
     } else {
-      ragged_product(p, BlockB<float>{u.v, P}, u.out + r * P, P, n, P, begin, end);
+      ragged_product(weights, BlockB<float>{u.v, P}, u.out + r * P, P, n, P, begin, end);
     }
   }
 };

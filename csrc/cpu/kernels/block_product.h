@@ -5,6 +5,7 @@
 // multiplies them by scalars of A, so A may have any strides (a transposed A costs nothing).
 #pragma once
 
+#include "codes.h"
 #include "pairs.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {

@@ -13,47 +13,20 @@
 namespace persimmon::cuda {
 namespace {
 
-struct Norms {
-  const at::Tensor &q_weight, &q_bias, &k_weight, &k_bias;
-};
-
-void check(const at::Tensor& qkv, const Norms& norms, const at::Tensor& cos, const at::Tensor& sin, double eps) {
-  check_qkv(qkv, norms.q_weight, norms.k_weight);
-  check_like(norms.q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
-  check_like(norms.k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
-  check_rotation(cos, sin, qkv);
-  check_head_dims(qkv, cos);
-  check_eps(eps);
-}
-
 // Writes k and v to `k_out` and `v_out` [B, H, S, D], and returns q; slots [B, T], or undefined for row t.
-at::Tensor launch(const at::Tensor& qkv_, const Norms& norms, const at::Tensor& cos_, const at::Tensor& sin_,
+at::Tensor launch(const at::Tensor& qkv, const Norms& norms, const at::Tensor& cos, const at::Tensor& sin,
                   const at::Tensor& k_out, const at::Tensor& v_out, const at::Tensor& slots, double eps,
                   const char* op) {
-  const simt::Dtype dtype = dtype_of(qkv_, "qkv");
-  const at::Tensor qkv = aligned_contiguous(qkv_), cos = aligned_contiguous(cos_), sin = aligned_contiguous(sin_);
-  const at::Tensor q_weight = aligned_contiguous(norms.q_weight), q_bias = aligned_contiguous(norms.q_bias);
-  const at::Tensor k_weight = aligned_contiguous(norms.k_weight), k_bias = aligned_contiguous(norms.k_bias);
-  const int64_t B = qkv.size(0), T = qkv.size(1), H = qkv.size(2);
-  const at::Tensor q = at::empty({B, H, T, kHeadDim}, qkv.options());
+  const simt::Dtype dtype = dtype_of(qkv, "qkv");
+  const QkvTensors tensors(qkv, norms, cos, sin);
+  const at::Tensor q = at::empty({qkv.size(0), qkv.size(2), qkv.size(1), kHeadDim}, qkv.options());
   const QkNormRopeParams params{
-      .qkv = qkv.const_data_ptr(),
-      .q_weight = q_weight.const_data_ptr(),
-      .q_bias = q_bias.const_data_ptr(),
-      .k_weight = k_weight.const_data_ptr(),
-      .k_bias = k_bias.const_data_ptr(),
-      .cos = cos.const_data_ptr<float>(),
-      .sin = sin.const_data_ptr<float>(),
+      .in = tensors.inputs(eps),
       .slots = slots.defined() ? slots.const_data_ptr<int64_t>() : nullptr,
       .q = q.mutable_data_ptr(),
       .k = head_rows_out(k_out),
       .v = head_rows_out(v_out),
       .cache_rows = k_out.size(2),
-      .angle_batch_stride = angle_batch_stride(cos),
-      .B = B,
-      .T = T,
-      .H = H,
-      .eps = static_cast<float>(eps),
   };
   check_launch(launch_qk_norm_rope(params, dtype, current_stream()), op, qkv, "qkv");
   return q;
@@ -64,7 +37,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> qk_norm_rope(const at::Tensor& qk
                                                             const at::Tensor& k_bias, const at::Tensor& cos,
                                                             const at::Tensor& sin, double eps) {
   const Norms norms{q_weight, q_bias, k_weight, k_bias};
-  check(qkv, norms, cos, sin, eps);
+  check_qkv_arguments(qkv, norms, cos, sin, eps);
   const c10::cuda::CUDAGuard guard(qkv.device());
   const at::Tensor k = at::empty({qkv.size(0), qkv.size(2), qkv.size(1), kHeadDim}, qkv.options());
   const at::Tensor v = at::empty_like(k);
@@ -76,7 +49,7 @@ at::Tensor qk_norm_rope_append_(const at::Tensor& qkv, const at::Tensor& q_weigh
                                 const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
                                 const at::Tensor& slots, double eps) {
   const Norms norms{q_weight, q_bias, k_weight, k_bias};
-  check(qkv, norms, cos, sin, eps);
+  check_qkv_arguments(qkv, norms, cos, sin, eps);
   check_caches(k_cache, v_cache, qkv);
   check_cache_alignment(k_cache, "k_cache");
   check_cache_alignment(v_cache, "v_cache");
@@ -87,46 +60,34 @@ at::Tensor qk_norm_rope_append_(const at::Tensor& qkv, const at::Tensor& q_weigh
 
 // Returns dqkv [B, T, H, 3, D] and the gradients of the four norm parameters, [D] each.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> qk_norm_rope_backward(
-    const at::Tensor& dq_, const at::Tensor& dk_, const at::Tensor& dv_, const at::Tensor& qkv_,
-    const at::Tensor& q_weight_, const at::Tensor& k_weight_, const at::Tensor& cos_, const at::Tensor& sin_,
-    double eps) {
-  check_qkv(qkv_, q_weight_, k_weight_);
-  check_rotation(cos_, sin_, qkv_);
-  check_head_dims(qkv_, cos_);
-  check_eps(eps);
-  const simt::Dtype dtype = dtype_of(qkv_, "qkv");
-  const int64_t B = qkv_.size(0), T = qkv_.size(1), H = qkv_.size(2);
-  check_like(dq_, "dq", qkv_, "qkv", {B, H, T, kHeadDim});
-  check_like(dk_, "dk", qkv_, "qkv", {B, H, T, kHeadDim});
-  check_like(dv_, "dv", qkv_, "qkv", {B, H, T, kHeadDim});
+    const at::Tensor& dq_, const at::Tensor& dk_, const at::Tensor& dv_, const at::Tensor& qkv,
+    const at::Tensor& q_weight, const at::Tensor& k_weight, const at::Tensor& cos, const at::Tensor& sin, double eps) {
+  const at::Tensor no_bias;
+  const Norms norms{q_weight, no_bias, k_weight, no_bias};
+  check_qkv_arguments(qkv, norms, cos, sin, eps);
+  const simt::Dtype dtype = dtype_of(qkv, "qkv");
+  const int64_t B = qkv.size(0), T = qkv.size(1), H = qkv.size(2);
+  check_like(dq_, "dq", qkv, "qkv", {B, H, T, kHeadDim});
+  check_like(dk_, "dk", qkv, "qkv", {B, H, T, kHeadDim});
+  check_like(dv_, "dv", qkv, "qkv", {B, H, T, kHeadDim});
 
-  const c10::cuda::CUDAGuard guard(qkv_.device());
+  const c10::cuda::CUDAGuard guard(qkv.device());
   const at::Tensor dq = aligned_contiguous(dq_), dk = aligned_contiguous(dk_), dv = aligned_contiguous(dv_);
-  const at::Tensor qkv = aligned_contiguous(qkv_), cos = aligned_contiguous(cos_), sin = aligned_contiguous(sin_);
-  const at::Tensor q_weight = aligned_contiguous(q_weight_), k_weight = aligned_contiguous(k_weight_);
+  const QkvTensors tensors(qkv, norms, cos, sin);
   const int64_t blocks = qk_norm_rope_backward_blocks(B * T * H, dtype);
   const at::Tensor partials = at::empty({blocks, 4, kHeadDim}, qkv.options().dtype(at::kFloat));
-  const at::Tensor dqkv = at::empty_like(qkv);
+  const at::Tensor dqkv = at::empty_like(tensors.qkv);
   const at::Tensor dq_weight = at::empty_like(q_weight), dq_bias = at::empty_like(q_weight);
   const at::Tensor dk_weight = at::empty_like(k_weight), dk_bias = at::empty_like(k_weight);
   const QkNormRopeBackwardParams params{
+      .in = tensors.inputs(eps),
       .dq = dq.const_data_ptr(),
       .dk = dk.const_data_ptr(),
       .dv = dv.const_data_ptr(),
-      .qkv = qkv.const_data_ptr(),
-      .q_weight = q_weight.const_data_ptr(),
-      .k_weight = k_weight.const_data_ptr(),
-      .cos = cos.const_data_ptr<float>(),
-      .sin = sin.const_data_ptr<float>(),
       .dqkv = dqkv.mutable_data_ptr(),
       .partials = partials.mutable_data_ptr<float>(),
       .dweights = {dq_weight.mutable_data_ptr(), dq_bias.mutable_data_ptr(), dk_weight.mutable_data_ptr(),
                    dk_bias.mutable_data_ptr()},
-      .angle_batch_stride = angle_batch_stride(cos),
-      .B = B,
-      .T = T,
-      .H = H,
-      .eps = static_cast<float>(eps),
   };
   check_launch(launch_qk_norm_rope_backward(params, dtype, current_stream()), "qk_norm_rope_backward", qkv, "qkv");
   return {dqkv, dq_weight, dq_bias, dk_weight, dk_bias};
