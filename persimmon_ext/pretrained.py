@@ -16,7 +16,7 @@ from persimmon_ext.checkpoints.placement import DeviceMap
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.quantized_layers import QuantizedLinear, quantize_model, quantized_format
 from persimmon_ext.token_codec import TokenCodec
-from persimmon_ext.trimmed_vocabulary import Trimmed
+from persimmon_ext.trimmed_vocabulary import TrimReport
 from persimmon_ext.vocabulary import check_fits
 
 ModelType = TypeVar("ModelType", bound="PersimmonPreTrainedModel")
@@ -133,17 +133,20 @@ class PersimmonPreTrainedModel(nn.Module):
         quantize_model(self, quantization)
         return self
 
-    def trim_vocab(self, tokenizer: TokenCodec | None = None, *, ids: Sequence[int] | Tensor | None = None) -> Trimmed:
+    def trim_vocab(
+        self, tokenizer: TokenCodec | None = None, *, ids: Sequence[int] | Tensor | None = None
+    ) -> TrimReport:
         """Drops the rows of the embedding and the language-model head that are never used, in place. Ids stay.
 
-        The logits of dropped ids are -inf, so that they are never chosen; as an input they are an IndexError.
-        :meth:`save_pretrained` writes all rows, and :meth:`restore_vocab` brings them back.
+        The logits of dropped ids are -inf, so that they are never chosen; as an input they are an IndexError, on a GPU
+        NaN. :meth:`save_pretrained` and ``state_dict`` have all rows, and :meth:`restore_vocab` brings them back.
 
         Args:
             tokenizer: keeps the ids that encoding a text can give, its special tokens and the config's, or
-            ids: keeps exactly these; one of the two.
+            ids: keeps exactly these (integers; a repeated one counts once); one of the two.
         Returns: how many ids were kept and dropped, and the bytes saved.
-        Raises: ValueError for a tokenizer or ids that don't fit the vocabulary, or a model that is trimmed already.
+        Raises: ValueError for a tokenizer or ids that don't fit the vocabulary, or a model that is trimmed already;
+            TypeError for ids that aren't integers, such as a mask.
         """
         if (tokenizer is None) == (ids is None):
             raise ValueError("trim_vocab takes a tokenizer, or the ids to keep.")

@@ -9,9 +9,7 @@ Dimensions: V vocab, K ids that are kept, C hidden, T tokens.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from persimmon_ext.dropped_rows import DroppedRows, whole_tensor
 from persimmon_ext.layers import Linear
 from persimmon_ext.quantized_layers import QuantizedLinear
 
-_ROWS = 512  # handled at a time
-
 
 @dataclass(frozen=True)
-class Trimmed:
+class TrimReport:
     """What trimming a vocabulary has done."""
 
     kept: int
@@ -37,106 +34,116 @@ class Trimmed:
         return f"{self.dropped} of {self.kept + self.dropped} ids dropped, {self.bytes_saved / 1e6:.1f} MB saved"
 
 
-class DroppedRows:
-    """Rows of a tensor [V, …] in a temporary file, which goes when this does."""
+class Trimmed(nn.Module):
+    """A module whose tensors have the rows of some ids only.
 
-    def __init__(self, tensor: Tensor, ids: Tensor) -> None:
-        """Writes the rows `ids` of `tensor`."""
-        self.dtype = tensor.dtype
-        self.row_shape = tuple(tensor.shape[1:])
-        self._row_bytes = tensor[:1].nbytes
-        self._file = tempfile.TemporaryFile(prefix="persimmon-dropped-rows-")  # noqa: SIM115, lives as long as this
-        for first in range(0, len(ids), _ROWS):
-            rows = tensor.detach()[ids[first : first + _ROWS].to(tensor.device)].cpu().contiguous()
-            self._file.write(memoryview(rows.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
-        self._file.flush()
-
-    def rows(self, first: int, count: int) -> Tensor:
-        """Rows `first` and on, of those that were dropped, on the CPU: [count, …]."""
-        content = bytearray(os.pread(self._file.fileno(), count * self._row_bytes, first * self._row_bytes))
-        if not content:
-            return torch.empty((0, *self.row_shape), dtype=self.dtype)
-        return torch.frombuffer(content, dtype=torch.uint8).view(self.dtype).view(count, *self.row_shape)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DroppedRows:
-        return self  # nothing in it changes
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "A model with a trimmed vocabulary can't be pickled; restore_vocab() first, or save_pretrained."
-        )
-
-
-def whole_rows(kept: Tensor, dropped: DroppedRows, is_kept: Tensor) -> Iterator[Tensor]:
-    """The rows of the whole tensor [V, …] in order, some at a time, on the CPU and in the dtype of `kept` [K, …].
-
-    is_kept: bool [V], on the CPU.
+    Its state_dict is that of the whole module, and so is what it loads: the rows that it hasn't are read from the file
+    and written to it. With ``keep_vars``, which asks for the variables themselves, a state_dict has the kept rows.
     """
-    kept_before = torch.cat([torch.zeros(1, dtype=torch.int64), is_kept.cumsum(0)]).tolist()
-    for first in range(0, len(is_kept), _ROWS):
-        here = is_kept[first : first + _ROWS]
-        begin, end = kept_before[first], kept_before[first + len(here)]
-        piece = torch.empty((len(here), *kept.shape[1:]), dtype=kept.dtype)
-        piece[here] = kept.detach()[begin:end].cpu()
-        piece[~here] = dropped.rows(first - begin, len(here) - (end - begin)).to(kept.dtype)
-        yield piece
+
+    ROWS = ""
+    """What stands before the names of its own tensors: those of a submodule, or none."""
+
+    def __init__(self, is_kept: Tensor, whole: Mapping[str, Tensor]) -> None:
+        """is_kept: bool [V]; whole: the tensors [V, …] by name, whose dropped rows go to a file."""
+        super().__init__()
+        self.is_kept = is_kept
+        dropped = (~is_kept).nonzero().flatten()
+        self.dropped = {name: DroppedRows(tensor, dropped) for name, tensor in whole.items()}
+        self.register_load_state_dict_pre_hook(_take_rows)  # type: ignore[no-untyped-call]
+
+    def kept_rows(self) -> dict[str, Tensor]:
+        """The tensors [K, …] by the names that the whole ones have."""
+        raise NotImplementedError
+
+    def whole(self) -> dict[str, Tensor]:
+        """The tensors [V, …]."""
+        return {
+            name: whole_tensor(tensor, self.dropped[name], self.is_kept) for name, tensor in self.kept_rows().items()
+        }
+
+    def state_dict(self, *arguments: Any, prefix: str = "", keep_vars: bool = False, **options: Any) -> Any:
+        state = super().state_dict(*arguments, prefix=prefix, keep_vars=keep_vars, **options)
+        if not keep_vars:
+            for name in self.dropped:
+                del state[f"{prefix}{self.ROWS}{name}"]
+            state.update({f"{prefix}{name}": tensor for name, tensor in self.whole().items()})
+        return state
 
 
-class TrimmedEmbedding(nn.Module):
+def _take_rows(module: Trimmed, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Puts the kept rows of whole tensors in `state` in their place, for `module` to load, and the others in files."""
+    for name, dropped in list(module.dropped.items()):
+        tensor = state.get(f"{prefix}{name}")
+        if isinstance(tensor, Tensor) and tensor.shape == (len(module.is_kept), *dropped.row_shape):
+            del state[f"{prefix}{name}"]
+            is_kept = module.is_kept.to(tensor.device)
+            state[f"{prefix}{module.ROWS}{name}"] = tensor[is_kept]
+            module.dropped[name] = DroppedRows(tensor, (~is_kept).nonzero().flatten())
+
+
+class TrimmedEmbedding(Trimmed):
     """``nn.Embedding`` that has the rows of some ids only. weight [K, C]."""
 
     def __init__(self, embedding: nn.Embedding, is_kept: Tensor) -> None:
-        super().__init__()
+        weight = embedding.weight
+        super().__init__(is_kept, {"weight": weight})
         self.num_embeddings = embedding.num_embeddings
         self.embedding_dim = embedding.embedding_dim
-        self.is_kept = is_kept
-        kept, dropped = is_kept.nonzero().flatten(), (~is_kept).nonzero().flatten()
-        weight = embedding.weight
-        self.dropped = {"weight": DroppedRows(weight, dropped)}
+        self.padding_idx = embedding.padding_idx
+        kept = is_kept.nonzero().flatten()
         self.weight = nn.Parameter(weight.detach()[kept.to(weight.device)], requires_grad=weight.requires_grad)
         slots = torch.full((len(is_kept),), -1)
         slots[kept] = torch.arange(len(kept))
+        padding = self.padding_idx
+        self.padding_slot = int(slots[padding]) if padding is not None and is_kept[padding] else None
         self.slots: Tensor
         self.register_buffer("slots", slots.to(weight.device), persistent=False)
-        padding = embedding.padding_idx
-        self.padding_slot = int(slots[padding]) if padding is not None and is_kept[padding] else None
+
+    def kept_rows(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids [B, T] -> [B, T, C]. Raises IndexError for an id that was dropped, where its value is at hand."""
+        """input_ids [B, T] -> [B, T, C].
+
+        Raises IndexError for an id that was dropped, where its value is at hand; where looking would wait for the
+        device, or be traced, its embedding is NaN: nothing computed from it looks like a result.
+        """
         slots = self.slots[input_ids]
-        if slots.device.type == "cpu" and not torch.compiler.is_compiling() and bool((slots < 0).any()):
-            dropped = int(input_ids[slots < 0][0])
-            raise IndexError(
-                f"input_ids contains {dropped}, which trim_vocab has dropped: the tokenizer never makes it."
-            )
-        return F.embedding(slots, self.weight, self.padding_slot)
+        dropped = slots < 0
+        if slots.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool(dropped.any()):
+                raise IndexError(
+                    f"input_ids contains {int(input_ids[dropped][0])}, which trim_vocab has dropped: the tokenizer "
+                    "never makes it."
+                )
+            return F.embedding(slots, self.weight, self.padding_slot)
+        embedded = F.embedding(slots.clamp(min=0), self.weight, self.padding_slot)
+        return embedded.masked_fill(dropped[..., None], float("nan"))
 
     def restored(self) -> nn.Embedding:
         """The whole embedding."""
-        V, C = self.num_embeddings, self.embedding_dim
-        padding = None if self.padding_slot is None else int((self.slots == self.padding_slot).nonzero()[0])
-        embedding = nn.Embedding(V, C, padding, device="meta")
-        weight = _whole(self.weight, self.dropped["weight"], self.is_kept)
-        embedding.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        return embedding
+        embedding = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta")
+        embedding.weight = nn.Parameter(self.whole()["weight"], requires_grad=self.weight.requires_grad)
+        return embedding.train(self.training)
 
 
-class TrimmedHead(nn.Module):
+class TrimmedHead(Trimmed):
     """A language-model head that has the rows of some ids only; the logits of the others are -inf."""
 
-    ROWS = "rows"
-    """The name of its submodule, a smaller head."""
+    ROWS = "rows."
 
     def __init__(self, head: nn.Module, is_kept: Tensor) -> None:
-        super().__init__()
-        self.is_kept = is_kept
-        kept, dropped = is_kept.nonzero().flatten(), (~is_kept).nonzero().flatten()
         tensors: dict[str, Tensor] = dict(head.state_dict(keep_vars=True))
-        self.dropped = {name: DroppedRows(tensor, dropped) for name, tensor in tensors.items()}
+        super().__init__(is_kept, tensors)
+        kept = is_kept.nonzero().flatten()
         rows = {name: tensor.detach()[kept.to(tensor.device)] for name, tensor in tensors.items()}
         self.rows = _head_like(head, rows)
         self.kept: Tensor
         self.register_buffer("kept", kept.to(next(iter(rows.values())).device), persistent=False)
+
+    def kept_rows(self) -> dict[str, Tensor]:
+        return dict(self.rows.state_dict(keep_vars=True))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., C] -> logits [..., V]."""
@@ -152,30 +159,31 @@ class TrimmedHead(nn.Module):
             )
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":  # the embedding's, by tie_weights: it has the same rows
+            self.rows.weight = value
+        else:
+            super().__setattr__(name, value)
+
     def restored(self) -> nn.Module:
         """The whole head."""
-        parts = self.rows.state_dict(keep_vars=True)
-        return _head_like(
-            self.rows, {name: _whole(tensor, self.dropped[name], self.is_kept) for name, tensor in parts.items()}
-        )
+        return _head_like(self.rows, self.whole())
 
 
-TRIMMED = (TrimmedEmbedding, TrimmedHead)
+def standard_name(name: str) -> str:
+    """The name that the tensor `name` of a model has where no vocabulary is trimmed."""
+    return name.replace(f"lm_head.{TrimmedHead.ROWS}", "lm_head.")
 
 
-def trim(model: Any, ids: Sequence[int] | Tensor) -> Trimmed:
+def trim(model: Any, ids: Sequence[int] | Tensor) -> TrimReport:
     """Drops the rows of all `ids` that aren't among these from the embedding and, where there is one, the
     language-model head, in place.
 
-    Raises ValueError for an id outside the vocabulary, none at all, or a model that is trimmed already.
+    Raises ValueError for an id outside the vocabulary, none at all, or a model that is trimmed already; TypeError for
+    ids that aren't integers.
     """
     V = model.config.vocab_size
-    kept = torch.as_tensor(ids, dtype=torch.int64).flatten()
-    if kept.numel() == 0:
-        raise ValueError("trim_vocab needs at least one id to keep.")
-    low, high = int(kept.min()), int(kept.max())
-    if low < 0 or high >= V:
-        raise ValueError(f"trim_vocab can't keep the id {low if low < 0 else high}: ids go from 0 to {V - 1}.")
+    kept = _checked_ids(ids, V)
     embedding = model.get_input_embeddings()
     if isinstance(embedding, TrimmedEmbedding):
         raise ValueError("The vocabulary is trimmed already; restore_vocab() first.")
@@ -195,7 +203,7 @@ def trim(model: Any, ids: Sequence[int] | Tensor) -> Trimmed:
             model.lm_head.rows.weight = trimmed.weight
     model.decoder.embed_tokens = trimmed
     count = int(is_kept.sum())
-    return Trimmed(count, V - count, before - _bytes(model))
+    return TrimReport(count, V - count, before - _bytes(model))
 
 
 def restore(model: Any) -> None:
@@ -216,6 +224,24 @@ def is_trimmed(model: nn.Module) -> bool:
     return any(isinstance(module, TrimmedEmbedding) for module in model.modules())
 
 
+def _checked_ids(ids: Sequence[int] | Tensor, V: int) -> Tensor:
+    try:
+        kept = torch.as_tensor(ids).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"trim_vocab takes ids as integers: {error}.") from error
+    if kept.numel() == 0:
+        raise ValueError("trim_vocab needs at least one id to keep.")
+    if kept.dtype == torch.bool:
+        raise TypeError("trim_vocab takes ids as integers, got a mask; mask.nonzero().flatten() are its ids.")
+    if kept.is_floating_point() or kept.is_complex():
+        raise TypeError(f"trim_vocab takes ids as integers, got {kept.dtype}.")
+    kept = kept.long()
+    low, high = int(kept.min()), int(kept.max())
+    if low < 0 or high >= V:
+        raise ValueError(f"trim_vocab can't keep the id {low if low < 0 else high}: ids go from 0 to {V - 1}.")
+    return kept
+
+
 def _head_like(head: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """A head of the same kind as `head` of other rows."""
     new: nn.Module
@@ -230,15 +256,6 @@ def _head_like(head: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     requires_grad = next(head.parameters()).requires_grad
     new.weight = nn.Parameter(weight.detach(), requires_grad=requires_grad)
     return new.train(head.training)
-
-
-def _whole(kept: Tensor, dropped: DroppedRows, is_kept: Tensor) -> Tensor:
-    whole = torch.empty((len(is_kept), *kept.shape[1:]), dtype=kept.dtype, device=kept.device)
-    first = 0
-    for piece in whole_rows(kept, dropped, is_kept):
-        whole[first : first + len(piece)] = piece.to(kept.device)
-        first += len(piece)
-    return whole
 
 
 def _bytes(model: nn.Module) -> int:

@@ -131,6 +131,17 @@ class TestTiedHead:
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
         assert_same_tensors(model, loaded)
 
+    def test_both_names_with_nans(self, tmp_path: Path) -> None:
+        model = make_model(tie_word_embeddings=True)
+        model.lm_head.weight.data[3] = float("nan")
+        save_pretrained(model, tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        save_file(
+            {**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors"
+        )
+        loaded = load_pretrained(PersimmonForCausalLM, tmp_path)
+        assert torch.equal(loaded.lm_head.weight.nan_to_num(7.0), model.lm_head.weight.nan_to_num(7.0))
+
     def test_different_values_under_both_names_are_an_error(self, tmp_path: Path) -> None:
         save_pretrained(make_model(), tmp_path)
         edit_config(tmp_path, tie_word_embeddings=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import WEIGHTS, edit_weights, load, make_model
+from checkpoint_helpers import WEIGHTS, edit_config, edit_weights, load, make_model
 
+from persimmon_ext import PersimmonForCausalLM
 from persimmon_ext.checkpoints import CheckpointError, save_pretrained
 from persimmon_ext.config import PersimmonConfig
 
@@ -123,3 +124,25 @@ def test_a_config_nested_without_end(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json' is not valid JSON"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_sizes_beyond_everything(folder: Path, name: str) -> None:
+    edit_config(folder, **{name: 10**18})
+    with pytest.raises(CheckpointError, match=rf"The config says {name} 10{{18}}, but the checkpoint .* has 36 tensor"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "{", "\ud800", "[]"])
+def test_a_generation_config_that_is_none(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"generation_config\.json (is not JSON|must hold an object)"):
+        PersimmonForCausalLM.from_pretrained(folder)
+
+
+def test_names_that_no_terminal_takes(tmp_path: Path) -> None:
+    make_model().config.save_pretrained(tmp_path)
+    torch.save({**make_model().state_dict(), "\ud800": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"1 unexpected tensor: \\ud800") as caught:
+        load(tmp_path)
+    assert str(caught.value).encode()

@@ -12,6 +12,7 @@ import torch
 import transformers
 from adept_releases import reference_model, tarred, write_release
 from checkpoint_helpers import edit_config, make_model
+from safetensors.torch import save_file
 
 from persimmon_ext import PersimmonForCausalLM, PersimmonTokenizer, embedded_checkpoint, zero_activations
 from persimmon_ext.checkpoints.inspection import open_checkpoint
@@ -61,6 +62,21 @@ def test_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -
     assert (facts["config"] is None) == (form == "one file")
 
 
+def test_tensors_without_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = {"scalar": (), "no rows": (0, 5), "no columns": (5, 0), "nothing": (0, 0, 3), "row": (1, 4)}
+    tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.bin")
+    for path in (tmp_path / "x.safetensors", tmp_path / "x.bin"):
+        found = {tensor["name"]: tensor for tensor in inspect(capsys, path)["tensors"]}
+        assert {name: tuple(tensor["shape"]) for name, tensor in found.items()} == shapes
+        assert {name: tensor["zero_rows"] for name, tensor in found.items() if len(tensor["shape"]) == 2} == {
+            "no rows": 0,
+            "no columns": 0,
+            "row": 0,
+        }
+
+
 def test_quick_reads_no_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged_model().save_pretrained(tmp_path)
     facts = inspect(capsys, tmp_path, "--quick")
@@ -90,15 +106,47 @@ def test_a_release(tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: b
     assert len(facts["zero_activations"]) == 2
 
 
-def test_fuyu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+@pytest.fixture
+def fuyu(tmp_path: Path) -> Path:
+    """A Fuyu model's folder, with a tokenizer."""
+    sizes = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     text = {"model_type": "persimmon", **sizes, "num_attention_heads": 4}
     config = transformers.FuyuConfig(text_config=text, image_size=30, patch_size=3, image_token_id=39, **sizes)
     transformers.FuyuForCausalLM(config).save_pretrained(tmp_path)
-    facts = inspect(capsys, tmp_path)
+    shutil.copy(embedded_checkpoint() / "tokenizer.model", tmp_path)
+    return tmp_path
+
+
+def test_fuyu(fuyu: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="vision_embed_tokens"):
+        model = PersimmonForCausalLM.from_pretrained(fuyu)
+    facts = inspect(capsys, fuyu, "--text", TEXT)
     assert "of a Fuyu model" in facts["format"]
     assert "vision_embed_tokens.weight" in {tensor["name"] for tensor in facts["tensors"]}
     assert facts["config"]["hidden_size"] == 32
+    assert facts["zero_activations"] == pytest.approx(shares_of(model, fuyu), abs=2e-3)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_text_through_pickled_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], zipped: bool) -> None:
+    model = make_model(vocab_size=4096)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    shutil.copy(embedded_checkpoint() / "tokenizer.model", tmp_path)
+    facts = inspect(capsys, tmp_path, "--text", TEXT)
+    assert facts["zero_activations"] == pytest.approx(shares_of(model, tmp_path), abs=2e-3)
+
+
+@torch.no_grad()
+def shares_of(model: Any, folder: Path) -> list[float]:
+    """The share of zeros before each second product of the whole model, run on TEXT."""
+    shares: list[float] = []
+    for layer in model.model.layers:
+        layer.mlp.dense_4h_to_h.register_forward_pre_hook(
+            lambda _, arguments: shares.append(float((arguments[0] == 0).double().mean()))
+        )
+    model(torch.tensor([PersimmonTokenizer.from_pretrained(folder).encode(TEXT)]))
+    return shares
 
 
 @torch.no_grad()
@@ -111,15 +159,9 @@ def test_zero_activations_are_those_of_the_whole_model(tmp_path: Path, quantizat
         folder = tmp_path
         model.quantize(quantization).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    expected: list[float] = []
-    for layer in model.model.layers:
-        layer.mlp.dense_4h_to_h.register_forward_pre_hook(
-            lambda _, arguments: expected.append(float((arguments[0] == 0).double().mean()))
-        )
-    ids = tokenizer(TEXT, return_tensors="pt").input_ids
-    model(ids)
+    expected = shares_of(model, folder)
     with open_checkpoint(folder) as opened:
-        assert zero_shares(opened, ids[0]) == pytest.approx(expected, abs=2e-3)
+        assert zero_shares(opened, torch.tensor(tokenizer.encode(TEXT))) == pytest.approx(expected, abs=2e-3)
     assert min(expected) > 0.5
 
 

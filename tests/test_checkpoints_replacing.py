@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_helpers import assert_same_tensors, load, make_model
 
 from persimmon_ext.checkpoints import CheckpointError, loading, replacing, save_pretrained
@@ -51,15 +53,16 @@ def save_and_die(folder: Path, size: int | str, where: str, calls: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path: Path, size: int | str) -> None:
-    save_pretrained(make_model(), tmp_path, max_shard_size=size)
+@pytest.mark.parametrize("save", [save_pretrained, PersimmonForCausalLM.save_pretrained])
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path: Path, save: Callable[..., None], size: int | str) -> None:
+    save(make_model(), tmp_path, max_shard_size=size)
     before = contents(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         # The nearest thing to a full disk that a test may make: no file may grow beyond 2500 bytes.
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))
         with pytest.raises(OSError, match="File too large") as caught:
-            save_pretrained(make_model(seed=1), tmp_path, max_shard_size=size)
+            save(make_model(seed=1), tmp_path, max_shard_size=size)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert ".safetensors" in str(caught.value.filename)
@@ -164,6 +167,44 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         other.communicate("\n")
     save_pretrained(make_model(seed=1), tmp_path)
     assert_same_tensors(make_model(seed=1), load(tmp_path))
+
+
+def test_two_processes_that_save_again_and_again(tmp_path: Path) -> None:
+    """Each save is whole or a BlockingIOError; what is there is one of the models, whoever was last."""
+    script = f"""
+        import sys
+        from checkpoint_helpers import make_model
+        model, saved = make_model(seed=int(sys.argv[1])), 0
+        print("ready", flush=True)
+        input()
+        for round in range(25):
+            try:
+                model.save_pretrained({str(tmp_path)!r}, max_shard_size=[3000, "5GB"][round % 2])
+                saved += 1
+            except BlockingIOError:
+                pass
+        print(saved)
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen([*command, "1"], env=environment, **pipes) as one,
+        subprocess.Popen([*command, "2"], env=environment, **pipes) as other,
+    ):
+        for process in (one, other):
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, other):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        saved = [int(process.communicate()[0]) for process in (one, other)]
+    assert max(saved) > 0
+    found = load(tmp_path).lm_head.weight
+    assert any(torch.equal(found, make_model(seed=seed).lm_head.weight) for seed in (1, 2))
+    assert_same_tensors(
+        make_model(seed=1 if torch.equal(found, make_model(seed=1).lm_head.weight) else 2), load(tmp_path)
+    )
+    assert not list(tmp_path.glob(".saving-*"))
 
 
 @pytest.mark.parametrize("size", SIZES)

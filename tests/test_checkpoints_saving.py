@@ -107,6 +107,55 @@ def test_state_dict_of_something_else(tmp_path: Path) -> None:
         save_pretrained(make_model(), tmp_path, state_dict={"lm_head.weight": 3})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda state: state.clear(), r"it lacks model\.embed_tokens\.weight, .* and 26 more\.$"),
+        (lambda state: state.pop("lm_head.weight"), r"it lacks lm_head\.weight\.$"),
+        (lambda state: state.update(more=torch.ones(1)), "it has more"),
+        (lambda state: state.update({"lm_head.weight": torch.ones(40, 15)}), r"lm_head\.weight \[40, 15\] instead of"),
+        (
+            lambda state: state.update({"lm_head.weight": torch.eye(40, 16).to_sparse()}),
+            "Only dense tensors can be saved",
+        ),
+        (
+            lambda state: state.update({"lm_head.weight": torch.ones(40, 16).int()}),
+            r"dtype torch\.int32 can't be saved",
+        ),
+    ],
+)
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_state_dict_that_would_not_load(tmp_path: Path, change: Any, match: str, trimmed: bool) -> None:
+    model = make_model()
+    save_pretrained(model, tmp_path)
+    if trimmed:
+        model.trim_vocab(ids=[5, 9])
+    state = dict(model.state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=match):
+        save_pretrained(model, tmp_path, state_dict=state)
+    assert_same_tensors(make_model(), load_pretrained(PersimmonForCausalLM, tmp_path))
+
+
+def test_negated_views(tmp_path: Path) -> None:
+    model = make_model()
+    state = {**model.state_dict(), "lm_head.weight": torch._neg_view(model.lm_head.weight.detach())}
+    save_pretrained(model, tmp_path, state_dict=state)
+    assert torch.equal(load_pretrained(PersimmonForCausalLM, tmp_path).lm_head.weight, -model.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "common"), [(("bfloat16", "float32"), "float32"), (("bfloat16", "float16"), "float32")]
+)
+def test_a_mixture_of_dtypes_loses_nothing(tmp_path: Path, dtypes: tuple[str, str], common: str) -> None:
+    model = make_model().to(getattr(torch, dtypes[0]))
+    model.model.final_layernorm.to(getattr(torch, dtypes[1])).weight.data.fill_(1.0009765625)
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(PersimmonForCausalLM, tmp_path)
+    assert loaded.config.dtype == common
+    assert_same_tensors(model.to(getattr(torch, common)), loaded)
+
+
 def test_model_without_config(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"Linear\.config must be a PersimmonConfig, got None"):
         save_pretrained(torch.nn.Linear(1, 1), tmp_path)

@@ -118,6 +118,8 @@ def test_transformers_refuses(folder):
     [
         {"version": 2},
         {"version": None},
+        {"version": True},
+        {"version": 1.0},
         {"format": "int3"},
         {"format": ["int8"]},
         {"bits": 2},

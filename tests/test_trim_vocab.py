@@ -168,7 +168,7 @@ def test_a_state_dict_of_other_rows(tmp_path: Path, shape: tuple[int, ...]) -> N
     model = make_model()
     model.trim_vocab(ids=KEPT)
     state = {**model.state_dict(), "model.embed_tokens.weight": torch.ones(shape)}
-    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight has the shape .*, or \[40, 16\] with all rows"):
+    with pytest.raises(ValueError, match=r"other shapes: model\.embed_tokens\.weight .* instead of \[40, 16\]"):
         model.save_pretrained(tmp_path, state_dict=state)
 
 
@@ -196,6 +196,17 @@ def test_a_quantised_model(tmp_path: Path, quantization: str) -> None:
     assert torch.equal(model(IDS).logits, expected)
 
 
+@pytest.mark.parametrize("padding", [2, 3])
+def test_the_padding_row(padding: int) -> None:
+    """Of an id that is kept, and of one that is dropped."""
+    model = make_model(pad_token_id=padding)
+    model.trim_vocab(ids=KEPT)
+    model(IDS).logits[..., KEPT].sum().backward()
+    if padding in KEPT:
+        assert not model.model.embed_tokens.weight.grad[KEPT.index(padding)].any()
+    assert model.restore_vocab().model.embed_tokens.padding_idx == padding
+
+
 def test_training() -> None:
     model, whole = make_model(), make_model()
     model.trim_vocab(ids=KEPT)
@@ -203,6 +214,58 @@ def test_training() -> None:
         one(IDS).logits[..., KEPT].square().sum().backward()
     assert torch.allclose(model.lm_head.rows.weight.grad, whole.lm_head.weight.grad[KEPT])
     assert torch.allclose(model.model.embed_tokens.weight.grad, whole.model.embed_tokens.weight.grad[KEPT], rtol=1e-4)
+
+
+# ---- state_dict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_state_dict_is_that_of_the_whole_model(model_class: type[Any], tied: bool) -> None:
+    model = make_model(model_class, tie_word_embeddings=tied)
+    whole = copy.deepcopy(model)
+    model.trim_vocab(ids=KEPT)
+    assert_same_tensors(whole, model)
+    assert_same_tensors(whole, copy.deepcopy(model))
+    variables = model.state_dict(keep_vars=True)
+    assert {id(tensor) for tensor in variables.values()} >= {id(parameter) for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_loading_a_state_dict(quantization: str | None, tied: bool, assign: bool) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "tie_word_embeddings": tied}
+    model, other = make_model(**sizes), make_model(seed=1, **sizes)
+    if quantization is not None:
+        model.quantize(quantization)
+        other.quantize(quantization)
+    model.trim_vocab(ids=KEPT)
+    copied = copy.deepcopy(model)
+    assert not any(model.load_state_dict(other.state_dict(), assign=assign))
+    model.tie_weights()
+    assert len(model.model.embed_tokens.weight) == len(KEPT)
+    assert_same_tensors(other, model)
+    assert torch.equal(model(IDS).logits[..., KEPT], other(IDS).logits[..., KEPT])
+    assert_same_tensors(other, model.restore_vocab())
+    assert not torch.equal(copied.state_dict()["model.embed_tokens.weight"], other.model.embed_tokens.weight)
+    restored = make_model(**sizes) if quantization is None else make_model(**sizes).quantize(quantization)
+    assert_same_tensors(restored, copied.restore_vocab())
+
+
+def test_a_state_dict_of_another_size() -> None:
+    model = make_model()
+    model.trim_vocab(ids=KEPT)
+    with pytest.raises(RuntimeError, match=r"size mismatch for model\.embed_tokens\.weight"):
+        model.load_state_dict(make_model(vocab_size=41).state_dict())
+
+
+def test_tying_again() -> None:
+    model = make_model(tie_word_embeddings=True)
+    model.trim_vocab(ids=KEPT)
+    model.tie_weights()
+    assert model.lm_head.rows.weight is model.model.embed_tokens.weight
+    assert_same_tensors(make_model(tie_word_embeddings=True), model)
 
 
 # ---- what it refuses -------------------------------------------------------------------------------------------------
@@ -215,6 +278,19 @@ def test_dropped_ids_as_input() -> None:
         model(torch.tensor([[5, 3]]))
     with pytest.raises(IndexError, match="input_ids contains 40; ids go from 0 to 39"):
         model(torch.tensor([[5, 40]]))
+
+
+@torch.no_grad()
+def test_dropped_ids_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: NaN from the dropped id on, and what comes before it as ever."""
+    model = make_model()
+    model.trim_vocab(ids=KEPT)
+    expected = model(torch.tensor([[5, 9, 5]])).logits[..., KEPT]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    logits = model(torch.tensor([[5, 3, 5]])).logits[..., KEPT]
+    assert logits[:, 1:].isnan().all()
+    assert torch.equal(logits[:, 0], expected[:, 0])
+    assert torch.equal(model(torch.tensor([[5, 9, 5]])).logits[..., KEPT], expected)
 
 
 def test_what_a_trimmed_model_cannot_do() -> None:
@@ -238,7 +314,18 @@ def test_bad_arguments() -> None:
         model.trim_vocab(ids=[1, 40])
     with pytest.raises(ValueError, match="can't keep the id -1"):
         model.trim_vocab(ids=torch.tensor([-1, 3]))
+    for bad in ([1.7, 5.2], torch.ones(3), ["5"], [2**70], {5, 9}, torch.ones(3, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match="takes ids as integers"):
+            model.trim_vocab(ids=bad)
+    for mask in (torch.arange(40) < 5, [True, False]):
+        with pytest.raises(TypeError, match=r"got a mask; mask\.nonzero\(\)\.flatten\(\) are its ids"):
+            model.trim_vocab(ids=mask)
     with pytest.raises(ValueError, match="takes a tokenizer, or the ids"):
         model.trim_vocab()
     with pytest.raises(ValueError, match=r"The tokenizer has \d+ tokens, but the model's vocabulary has only 40"):
         model.trim_vocab(tiny())
+
+
+@pytest.mark.parametrize("ids", [[5, 9, 5, 9, 9], range(5, 7), torch.tensor([[5], [9]], dtype=torch.int32)])
+def test_forms_of_ids(ids: Any) -> None:
+    assert make_model().trim_vocab(ids=ids).kept == 2

@@ -105,6 +105,7 @@ def load_pretrained(
     config.extra.pop(QUANTIZATION_FIELD, None)  # the layers say it from here on
     files = find_weights(folder, quantized=stored is not None)
     infos = stored_tensors(files, verify=verify)
+    _check_sizes(config, infos, folder)
     with torch.device("meta"):
         model = model_class(config)
     if read_beside is not None:
@@ -152,6 +153,22 @@ def stored_tensors(files: WeightFiles, *, verify: bool = True) -> dict[str, Tens
                 f"{files.index} places tensor {name} in {path.name}, but {infos[name].file.name} holds it."
             )
     return infos
+
+
+def _check_sizes(config: PersimmonConfig, infos: Mapping[str, TensorInfo], folder: Path) -> None:
+    """Raises CheckpointError for a size that the stored tensors can't bear out, before a model of it is made: that
+    could take for ever, or more numbers than torch counts."""
+    largest = max(info.numel * (2 if info.dtype == torch.uint8 else 1) for info in infos.values())
+    most = {
+        "num_hidden_layers": len(infos),
+        **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), largest),
+    }
+    for name, limit in most.items():
+        if getattr(config, name) > limit:
+            raise CheckpointError(
+                f"The config says {name} {getattr(config, name)}, but the checkpoint {folder} has {len(infos)} "
+                f"tensor(s) of at most {largest} values."
+            )
 
 
 def _default_dtype(config: PersimmonConfig, assignment: Assignment, infos: Mapping[str, TensorInfo]) -> torch.dtype:

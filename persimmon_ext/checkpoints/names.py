@@ -49,7 +49,7 @@ def parameter_aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def tensor_aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """:func:`parameter_aliases` and the buffers that are saved: the codes and scales of quantised layers."""
-    saved = model.state_dict().keys()
+    saved = model.state_dict(keep_vars=True).keys()
     buffers = {name: (name,) for name, _ in model.named_buffers() if name in saved}
     return {**parameter_aliases(model), **buffers}
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from persimmon_ext.checkpoints.errors import CheckpointError
 from persimmon_ext.checkpoints.region import Region
@@ -66,11 +67,25 @@ def unpickle(region: Region, classes: Sequence[tuple[Any, str]] = (), *, purpose
         return torch.load(stream, map_location="meta", weights_only=True)
 
 
+class _NoNegativeStrides(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what torch refuses with values, but on the meta device takes for strides that it may choose."""
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if operator is torch.ops.aten.set_.source_Storage_storage_offset:
+            strides = arguments[4] if len(arguments) > 4 else ()
+            if any(stride < 0 for stride in strides):
+                raise ValueError(f"it has a tensor with the strides {list(strides)}")
+        return operator(*arguments, **(options or {}))
+
+
 @contextmanager
 def as_checkpoint_errors(region: Region, purpose: str = "tensors") -> Iterator[None]:
     """A context for unpickling `region`: whatever goes wrong becomes a CheckpointError."""
     try:
-        yield
+        with _NoNegativeStrides():  # type: ignore[no-untyped-call]
+            yield
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -111,7 +126,7 @@ def place_of(tensor: Tensor, stored: Mapping[int, Record]) -> Place | None:
     storage = tensor.untyped_storage()
     start = -1 if storage._checkpoint_offset is None else storage._checkpoint_offset
     record = stored.get(start)
-    if record is None or record.size != storage.nbytes() or min(tensor.stride(), default=0) < 0:
+    if record is None or record.size != storage.nbytes():
         return None
     begin, length = int(tensor.storage_offset()) * tensor.dtype.itemsize, 0
     if tensor.numel():

@@ -6,9 +6,10 @@ import copy
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from persimmon_ext.checkpoints.errors import listing
@@ -25,8 +26,11 @@ from persimmon_ext.checkpoints.replacing import publish, staged
 from persimmon_ext.checkpoints.safetensors_writer import Source, source_of, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_size
 from persimmon_ext.config import PersimmonConfig
-from persimmon_ext.quantized_layers import QuantizedLinear, quantized_format
-from persimmon_ext.trimmed_vocabulary import TRIMMED, DroppedRows, TrimmedHead, whole_rows
+from persimmon_ext.dropped_rows import whole_rows
+from persimmon_ext.quantized_layers import quantized_format
+from persimmon_ext.trimmed_vocabulary import Trimmed, standard_name
+
+_QUANTIZED = (".codes", ".scale")  # what a quantised layer keeps beside parameters, in dtypes of its own
 
 
 def save_pretrained(
@@ -42,16 +46,16 @@ def save_pretrained(
 
     Tensors are written row-major whatever their layout in memory, a tied head once. `max_shard_size` is in bytes, or a
     string such as "500MB" or "2GiB"; a tensor larger than that gets a file of its own. `state_dict` replaces that of
-    the model. The files of a quantised model are called quantized….safetensors, and its config.json says the format. A
-    trimmed vocabulary is written whole. `write_beside` writes further files to the folder it is given, and returns
-    their names.
+    the model, and must be as complete. The files of a quantised model are called quantized….safetensors, and its
+    config.json says the format. A trimmed vocabulary is written whole. `write_beside` writes further files to the
+    folder it is given, and returns their names.
 
     Everything is written beside the old files first, a few megabytes of a tensor at a time: if that fails, or the
     process is killed, the folder is as before. Weight files of an earlier save that no longer belong are removed at the
     end.
 
-    Raises ValueError if `safe_serialization` is False, the size makes no sense or a tensor has no values or, of a
-    trimmed vocabulary, another shape, TypeError for something that is not a tensor, NotADirectoryError if `folder` is a
+    Raises ValueError if `safe_serialization` is False, the size makes no sense, a tensor has no values or `state_dict`
+    is not that of such a model, TypeError for something that is not a tensor, NotADirectoryError if `folder` is a
     file, BlockingIOError if another process is saving there, OSError if the disk is full.
     """
     if not safe_serialization:
@@ -60,9 +64,9 @@ def save_pretrained(
     target = Path(folder)
     if os.path.lexists(target) and not target.is_dir():
         raise NotADirectoryError(f"A checkpoint is saved to a folder, but {target} is a file.")
-    tensors = _tensors_to_save(model, model.state_dict() if state_dict is None else state_dict)
-    config = _config_to_save(model, tensors)
-    sources = _sources(model, tensors)
+    config = _config_to_save(model)
+    sources = _sources(model) if state_dict is None else _replaced(model, state_dict)
+    config.dtype = _common_dtype(sources)
     quantized = QUANTIZATION_FIELD in config.extra
     shards = split(sources, limit)
     contents = dict(zip(shard_names(len(shards), quantized=quantized), shards, strict=True))
@@ -80,47 +84,69 @@ def save_pretrained(
         publish(staging, target, published)
 
 
-def _tensors_to_save(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _sources(model: nn.Module) -> dict[str, Source]:
+    """What is written of `model`: each tensor once, by its first name; of a trimmed vocabulary all rows, by the names
+    that a whole one has."""
+    sources: dict[str, Source] = {}
+    state = model.state_dict(keep_vars=True)
+    _check_values(state)
+    names = _first_names(model)
+    trimmed = {name: module for name, module in model.named_modules() if isinstance(module, Trimmed)}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"state_dict must map names to tensors, got {type(tensor).__name__} for {name!r}.")
-    empty = [name for name, tensor in state.items() if tensor.is_meta]
-    if empty:
-        raise ValueError(f"Tensors on the meta device have no values to save: {listing(empty)}.")
-    repeated = {alias for name, (_, *others) in parameter_aliases(model).items() if name in state for alias in others}
-    return {name: tensor.detach() for name, tensor in state.items() if name not in repeated}
-
-
-def _sources(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
-    """What is written of each tensor: of a trimmed vocabulary all rows, under the names that a whole one has."""
-    sources = {}
-    trimmed = {name: module for name, module in model.named_modules() if isinstance(module, TRIMMED)}
-    for name, tensor in tensors.items():
+        standard = standard_name(name)
+        if names[standard] != standard:
+            continue
         source = source_of(tensor)
-        owner, _, leaf = name.rpartition(".")
-        owner = owner.removesuffix(f".{TrimmedHead.ROWS}")
-        module = trimmed.get(owner)
-        if module is None or leaf not in module.dropped:
-            sources[name] = source
-        else:
-            sources[f"{owner}.{leaf}"] = _whole_source(name, tensor, source, module.dropped[leaf], module.is_kept)
+        owner, _, leaf = standard.rpartition(".")
+        if owner in trimmed and leaf in trimmed[owner].dropped:
+            dropped, is_kept = trimmed[owner].dropped[leaf], trimmed[owner].is_kept
+            whole = (len(is_kept), *dropped.row_shape)
+            source = Source(whole, source.dtype, partial(whole_rows, tensor, dropped, is_kept))
+        sources[standard] = source
     return sources
 
 
-def _whole_source(name: str, tensor: Tensor, source: Source, dropped: DroppedRows, is_kept: Tensor) -> Source:
-    """`tensor`, of the vocabulary's kept rows or, as a `state_dict` of before it was trimmed has it, of all."""
-    kept, whole = (int(is_kept.sum()), *dropped.row_shape), (len(is_kept), *dropped.row_shape)
-    if source.shape == whole:
-        return source
-    if source.shape != kept:
-        raise ValueError(
-            f"{name} has the shape {list(source.shape)}; of the trimmed vocabulary it must be {list(kept)}, or "
-            f"{list(whole)} with all rows."
-        )
-    return Source(whole, source.dtype, partial(whole_rows, tensor, dropped, is_kept))
+def _replaced(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Source]:
+    """The tensors of `state`, in the place of those of `model`. Raises ValueError unless they are the same in number,
+    names and shapes: a folder of anything else could not be loaded."""
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"state_dict must map names to tensors, got {type(tensor).__name__} for {name!r}.")
+    _check_values(state)
+    own, names = _sources(model), _first_names(model)
+    given: dict[str, Source] = {}
+    for name, tensor in state.items():
+        given.setdefault(names.get(name, name), source_of(tensor))
+    problems = []
+    if missing := [name for name in own if name not in given]:
+        problems.append(f"it lacks {listing(missing)}")
+    if unknown := [name for name in given if name not in own]:
+        problems.append(f"it has {listing(unknown)}")
+    wrong = [
+        f"{name} {list(source.shape)} instead of {list(own[name].shape)}"
+        for name, source in given.items()
+        if name in own and source.shape != own[name].shape
+    ]
+    if wrong:
+        problems.append(f"it has other shapes: {listing(wrong)}")
+    if problems:
+        raise ValueError(f"state_dict does not fit {type(model).__name__}: {'; '.join(problems)}.")
+    return {name: given[name] for name in own}
 
 
-def _config_to_save(model: nn.Module, tensors: Mapping[str, Tensor]) -> PersimmonConfig:
+def _check_values(state: Mapping[str, Tensor]) -> None:
+    empty = [name for name, tensor in state.items() if tensor.is_meta]
+    if empty:
+        raise ValueError(f"Tensors on the meta device have no values to save: {listing(empty)}.")
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name that a state_dict of `model` has -> the first name of the same tensor."""
+    first = {alias: names[0] for names in parameter_aliases(model).values() for alias in names}
+    return {standard_name(name): standard_name(first.get(name, name)) for name in model.state_dict(keep_vars=True)}
+
+
+def _config_to_save(model: nn.Module) -> PersimmonConfig:
     config = getattr(model, "config", None)
     if not isinstance(config, PersimmonConfig):
         raise TypeError(f"{type(model).__name__}.config must be a PersimmonConfig, got {config!r}.")
@@ -129,17 +155,14 @@ def _config_to_save(model: nn.Module, tensors: Mapping[str, Tensor]) -> Persimmo
     config.extra.pop(QUANTIZATION_FIELD, None)  # of the folder that the config was read from
     chosen = quantized_format(model)
     if chosen is not None:
-        _check_codes(model, tensors)
         config.extra[QUANTIZATION_FIELD] = record(chosen)
-    config.dtype = next((dtype_name(t.dtype) for t in tensors.values() if t.is_floating_point()), config.dtype)
     return config
 
 
-def _check_codes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    layers = (name for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
-    missing = [f"{name}.{leaf}" for name in layers for leaf in ("codes", "scale") if f"{name}.{leaf}" not in tensors]
-    if missing:
-        raise ValueError(f"The model is quantised, but state_dict lacks {listing(missing)}.")
+def _common_dtype(sources: Mapping[str, Source]) -> str:
+    """The dtype that all parameters fit into without loss. A model has one; in a mixture, loading loses nothing."""
+    dtypes = {source.dtype for name, source in sources.items() if not name.endswith(_QUANTIZED)}
+    return dtype_name(reduce(torch.promote_types, dtypes))
 
 
 def split(sources: Mapping[str, Source], limit: int) -> list[list[str]]:
