@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kernels, loading, table
+from benchmarks import convert, kernels, loading, table
 
 try:
     from matplotlib import figure as drawing
@@ -22,7 +22,7 @@ Result = dict[str, Any]
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("files", nargs="+", help="written by --json of kernels, decode, prefill or loading")
+    parser.add_argument("files", nargs="+", help="written by --json of kernels, decode, prefill, loading or convert")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there instead of printing them")
     parser.add_argument("--plots", metavar="FOLDER", help="write PNG pictures there")
     return parser.parse_args(arguments)
@@ -32,7 +32,7 @@ def load(path: str) -> Result:
     """One result. Exits with a sentence for a file that none of the programs wrote."""
     try:
         result: Result = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = result["program"] in ("kernels", "decode", "prefill", "loading")
+        known = result["program"] in ("kernels", "decode", "prefill", "loading", "convert")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise SystemExit(f"{path} can't be read as a benchmark's result: {problem!r}.") from problem
     if not known:
@@ -76,9 +76,10 @@ def markdown(results: Sequence[Result]) -> str:
         if runs:
             text = table.markdown([model_row(run) for run in runs])
             parts.append(f"## {program.capitalize()}\n\n{_conditions(runs)}\n\n{text}")
-    if runs := [result for result in results if result["program"] == "loading"]:
-        text = table.markdown([row for run in runs for row in loading.as_rows(run)])
-        parts.append(f"## Loading\n\n{_conditions(runs)}\n\n{text}")
+    for program, as_rows in (("loading", loading.as_rows), ("convert", convert.as_rows)):
+        if runs := [result for result in results if result["program"] == program]:
+            text = table.markdown([row for run in runs for row in as_rows(run)])
+            parts.append(f"## {program.capitalize()}\n\n{_conditions(runs)}\n\n{text}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import loading, report
+from benchmarks import loading, report, resident
 from persimmon_ext import PersimmonForCausalLM
 
 SHAPE = ["--layers=2", "--hidden=128", "--ffn=256", "--heads=2", "--vocab=211"]
@@ -38,4 +38,4 @@ def test_the_checkpoint_is_whole(tmp_path: Path) -> None:
 
 def test_too_little_room(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"The checkpoint needs 10\d+\.0 GB, and .* has .* GB free"):
-        loading.check_room(tmp_path, 10**15)
+        resident.check_room(tmp_path, disk=10**15, memory=1)

@@ -1,0 +1,202 @@
+"""Converts a release of random weights, and looks into checkpoints of each format: the memory that it takes.
+
+Makes a tar in the authors' format, by default of 2.7 GB with layers of the size of Persimmon-8B's, converts it, and
+inspects the tar, the result, the same weights as torch.save writes them (now and before 1.6), and quantised to 8 bits.
+Each in a process of its own, the files dropped from the page cache before; everything is removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks import machine, options, resident, table
+from benchmarks.weights import Filler
+from persimmon_ext import PersimmonConfig, PersimmonForCausalLM, embedded_checkpoint
+from persimmon_ext.checkpoints import convert_adept
+from persimmon_ext.checkpoints.adept_config import expected_shapes
+from persimmon_ext.checkpoints.inspection import open_checkpoint, tensor_facts
+from persimmon_ext.checkpoints.targets import parse_size
+from persimmon_ext.zero_activations import zero_shares
+
+_TEXT = "def read_lines(path):\n    return path"
+_FILES_AT_A_TIME = 3  # checkpoints of the size of the release that are on the disk together
+_PICKLE = "pytorch_model.bin"
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The program; `arguments` as on the command line. Makes the files, measures, prints and removes them."""
+    chosen = parse(arguments)
+    config = PersimmonConfig(
+        vocab_size=chosen.vocab,
+        hidden_size=chosen.hidden,
+        intermediate_size=chosen.ffn,
+        num_hidden_layers=chosen.layers,
+        num_attention_heads=chosen.heads,
+        dtype="bfloat16",
+    )
+    size = 2 * sum(torch.Size(shape).numel() for shape in expected_shapes(config).values())
+    resident.check_room(chosen.folder, disk=_FILES_AT_A_TIME * size, memory=size)
+    with tempfile.TemporaryDirectory(prefix="persimmon-convert-", dir=chosen.folder) as name:
+        results = measure(Path(name), config, chosen)
+    report = {
+        **machine.stamp("convert"),
+        "machine": machine.facts(torch.device("cpu")),
+        "release_bytes": size,
+        "largest_shard_bytes": results[0]["largest_shard_bytes"],
+        "results": results,
+    }
+    print(table.text(as_rows(report)))
+    if chosen.json:
+        Path(chosen.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, config: PersimmonConfig, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """One result for the conversion, and one for each checkpoint that is looked into."""
+    tar, converted = folder / "release.tar", folder / "converted"
+    resident.in_process(write_release, tar, config, chosen.seed)
+    results = [_row("convert", "tar", tar, convert, converted, chosen.max_shard_size)]
+    results.append(_row("inspect", "tar", tar, inspect))
+    tar.unlink()
+    results.append(_row("inspect", "safetensors", converted, inspect))
+    for form, write in (("torch.save", write_pickle), ("torch.save before 1.6", write_legacy), ("int8", write_int8)):
+        other = folder / "other"
+        resident.in_process(write, converted, other)
+        results.append(_row("inspect", form, other, inspect))
+        shutil.rmtree(other)
+    return results
+
+
+def _row(action: str, form: str, path: Path, function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
+    read = resident.in_process(resident.read_once, path)
+    return {"action": action, "form": form, "read_s": read, **resident.in_process(function, path, *arguments)}
+
+
+def write_release(tar: Path, config: PersimmonConfig, seed: int) -> None:
+    """A tar in the authors' format, of one rank."""
+    filler = Filler(seed)
+    state: dict[str, Tensor] = {
+        name: filler.normal(*shape, dtype=torch.bfloat16, spread=0.02)
+        for name, shape in expected_shapes(config).items()
+    }
+    head, embedding = state.pop("lm_head.weight"), state.pop("model.embed_tokens.weight")
+    encoder = {
+        name.removeprefix("model.").replace("self_attn", "self_attention"): tensor for name, tensor in state.items()
+    }
+    content = {
+        "args": argparse.Namespace(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            ffn_hidden_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rotary_pct=0.5,
+            untie_embeddings=True,
+            qk_layernorm="weights_per_layer",
+        ),
+        "model": {
+            "language_model": {"embedding": {"word_embeddings": {"weight": embedding}}, "encoder": encoder},
+            "word_embeddings_for_head": {"weight": head},
+        },
+    }
+    with tempfile.TemporaryDirectory(dir=tar.parent) as name, tarfile.open(tar, "w") as archive:
+        torch.save(content, Path(name) / "weights")
+        archive.add(Path(name) / "weights", "release/iter_0000001/mp_rank_00/model_optim_rng.pt")
+        archive.add(embedded_checkpoint() / "tokenizer.model", "release/adept_vocab.model")
+
+
+def convert(tar: Path, folder: Path, max_shard_size: str) -> dict[str, Any]:
+    """Seconds and memory of the conversion, and the size of the largest file that it wrote."""
+    _, facts = resident.watched(lambda: convert_adept(tar, folder, max_shard_size=max_shard_size, progress=False))
+    return {"largest_shard_bytes": max(path.stat().st_size for path in folder.iterdir()), **facts}
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Seconds and memory of reading all values of a checkpoint, and of running a text through it layer by layer."""
+
+    def action() -> None:
+        with open_checkpoint(path) as opened:
+            for name, info in opened.infos.items():
+                tensor_facts(name, info, opened.sources[name])
+            if opened.tokenizer is not None:
+                zero_shares(opened, torch.tensor(opened.tokenizer.encode(_TEXT)))
+
+    _, facts = resident.watched(action)
+    return facts
+
+
+def write_pickle(converted: Path, folder: Path, zipped: bool = True) -> None:
+    """The same weights in one file of torch.save."""
+    folder.mkdir()
+    state: dict[str, Tensor] = {}
+    for file in sorted(converted.glob("*.safetensors")):
+        state.update(load_file(file))
+    torch.save(state, folder / _PICKLE, _use_new_zipfile_serialization=zipped)
+    for name in ("config.json", "tokenizer.model"):
+        shutil.copy(converted / name, folder)
+
+
+def write_legacy(converted: Path, folder: Path) -> None:
+    """The same as torch before 1.6 wrote them."""
+    write_pickle(converted, folder, zipped=False)
+
+
+def write_int8(converted: Path, folder: Path) -> None:
+    """The same weights, quantised."""
+    PersimmonForCausalLM.from_pretrained(converted, quantization="int8", progress=False).save_pretrained(folder)
+    shutil.copy(converted / "tokenizer.model", folder)
+
+
+def as_rows(report: dict[str, Any]) -> list[dict[str, str]]:
+    """One row of a table for each action."""
+    shard = report["largest_shard_bytes"]
+    return [
+        {
+            "action": row["action"],
+            "checkpoint": f"{row['form']}, {report['release_bytes'] / 1e9:.2f} GB in 16 bits",
+            "largest shard": f"{shard / 1e9:.2f} GB" if row["action"] == "convert" else "",
+            "read once": f"{row['read_s']:.2f} s",
+            "time": f"{row['seconds']:.2f} s",
+            "peak resident": f"{row['peak_resident'] / 1e9:.2f} GB",
+            "before": f"{row['resident_before'] / 1e9:.2f} GB",
+            "beyond, of the largest shard": f"{(row['peak_resident'] - row['resident_before']) / shard:.3f}",
+        }
+        for row in report["results"]
+    ]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.convert",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--layers", type=options.positive, default=4)
+    parser.add_argument("--hidden", type=options.positive, default=4096)
+    parser.add_argument("--ffn", type=options.positive, default=16384)
+    parser.add_argument("--heads", type=options.positive, default=64)
+    parser.add_argument("--vocab", type=options.positive, default=65536, help="at least the 4096 of the tokenizer")
+    parser.add_argument("--max-shard-size", default="1GB", type=_size, metavar="SIZE")
+    parser.add_argument("--folder", type=Path, help="where to write; default: that of temporary files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    return parser.parse_args(arguments)
+
+
+def _size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+if __name__ == "__main__":
+    run()
