@@ -163,15 +163,13 @@ void check_decode(DecodeLauncher launch, const DecodeShape& s, int seeds) {
 
 template <class T, class Cache>
 void check_decode_shapes(DecodeLauncher launch, int seeds) {
-  const auto check = [&](const DecodeShape& shape, int most_seeds) {
-    check_decode<T, Cache>(launch, shape, std::min(seeds, most_seeds));
-  };
-  for (int64_t tokens = 1; tokens <= 8; ++tokens) check({2, tokens, 40, {23, 0}, {}, tokens % 2 == 0}, 2);
-  for (const int64_t cached : {0, 1, 15, 16, 17, 63, 64, 65, 127}) check({1, 1, 128, {cached}}, seeds);
-  check({3, 1, 700, {699, 130, 5}}, 2);                          // several splits, ragged
-  check({1, 3, 1031, {1000, 17, 0, 512}, {200, 3, 0, 511}}, 2);  // left padding
-  check({2, 1, 64, {-1, 7, 64}, {}}, seeds);                     // without a slot, and outside of the cache
-  check({1, 2, 64, {10, 63}, {12, 0}}, seeds);                   // the start is beyond; the last token has no slot
+  const auto check = [&](const DecodeShape& shape) { check_decode<T, Cache>(launch, shape, seeds); };
+  for (int64_t tokens = 1; tokens <= 8; ++tokens) check({2, tokens, 40, {23, 0}, {}, tokens % 2 == 0});
+  for (const int64_t cached : {0, 1, 15, 16, 17, 63, 64, 65, 127}) check({1, 1, 128, {cached}});
+  check({3, 1, 700, {699, 130, 5}});                          // several splits, ragged
+  check({1, 3, 1031, {1000, 17, 0, 512}, {200, 3, 0, 511}});  // left padding
+  check({2, 1, 64, {-1, 7, 64}, {}});                         // without a slot, and outside of the cache
+  check({1, 2, 64, {10, 63}, {12, 0}});                       // the start is beyond; the last token has no slot
 }
 
 // What no launcher may take, beside caches that are not aligned; row_stride 64 is that of a whole cache.

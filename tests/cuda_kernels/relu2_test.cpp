@@ -60,9 +60,9 @@ void check_dtype(int seeds) {
     for (const int64_t columns : {1, 7, 511, 512, 513, 4088, 4096, 4104}) check_shape<T>({3, columns}, backward, seeds);
     check_shape<T>({1, 9001, false}, backward, seeds);
     check_shape<T>({5, 264, true, 1}, backward, seeds);
-    check_shape<T>({0, 8}, backward, 1);
+    check_shape<T>({0, 8}, backward, seeds);
   }
-  if (sizeof(T) == 4) check_shape<T>({65535 + 3, 4}, false, 1);  // more rows than the grid has places
+  if (sizeof(T) == 4) check_shape<T>({65535 + 3, 4}, false, seeds);  // more rows than the grid has places
 }
 
 void check_launcher(int) {
