@@ -54,6 +54,7 @@ def run(arguments: list[str] | None = None) -> None:
         "machine": machine.facts(torch.device("cpu")),
         "release_bytes": size,
         "largest_shard_bytes": results[0]["largest_shard_bytes"],
+        "ceilings": {"read_bytes_per_s": size / min(row["read_s"] for row in results if row["form"] == "tar")},
         "results": results,
     }
     print(table.text(as_rows(report)))
