@@ -12,31 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-import persimmon_ext
-from benchmarks import bare_loop, decode, machine, models, options, table
+from benchmarks import bare_loop, decode, drafting, machine, models, options, table
 from benchmarks.checks import MismatchError, check_close
+from benchmarks.sides import QUIET, compare, embedded_models, same_tokens
 from benchmarks.timing import measure
-
-# Code that repeats itself: what speculation by looking up is for.
-CODE = """class Reader:
-    def __init__(self, path, encoding=None, errors=None):
-        self.path = path
-        self.encoding = encoding
-        self.errors = errors
-
-    def read(self):
-        with open(self.path, encoding=self.encoding, errors=self.errors) as file:
-            return file.read()
-
-
-class Writer:
-    def __init__(self, path, encoding=None, errors=None):
-        self.path = path
-"""
-_QUIET = {"eos_token_id": None, "pad_token_id": 0}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,31 +32,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def same_tokens(name: str, sides: dict[str, Callable[[], Tensor]]) -> None:
-    """Raises MismatchError unless all sides give the same tokens."""
-    results = {side: run() for side, run in sides.items()}
-    first, *others = results
-    for side in others:
-        if not torch.equal(results[side], results[first]):
-            raise MismatchError(f"{name}: {side} gives other tokens than {first}.")
-
-
-def compare(
-    name: str, sides: dict[str, Callable[[], Tensor]], tokens: int, chosen: argparse.Namespace, device: torch.device
-) -> dict[str, Any]:
-    """Times the sides; the ratio is the first side's speed over the last's."""
-    samples = measure(sides, device=device, repeats=chosen.repeats)
-    first, *_, last = sides
-    return {
-        "part": name,
-        "tokens": tokens,
-        "sides": {
-            side: sample.as_dict() | {"tokens_per_s": tokens / sample.median} for side, sample in samples.items()
-        },
-        "ratio": samples[last].median / samples[first].median,
-    }
-
-
 def overhead(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """generate() against a loop of nothing but kernels, on layers of the given shape."""
     model = models.build(argparse.Namespace(**{**vars(chosen), "only_ours": True}), device).ours
@@ -83,7 +39,7 @@ def overhead(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]
     prompt = models.random_ids(chosen.batch, chosen.context, chosen.vocab, generator).to(device)
     new = chosen.new_tokens
     sides: dict[str, Callable[[], Tensor]] = {
-        "generate": lambda: model.generate(prompt, max_new_tokens=new, **_QUIET),
+        "generate": lambda: model.generate(prompt, max_new_tokens=new, **QUIET),
         "kernels alone": lambda: bare_loop.decode(model, prompt, new),
     }
     same_tokens("overhead", sides)
@@ -100,9 +56,9 @@ def shape(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     difference = check_close("logits of the prompt", logits["ours"], logits["transformers"], limit)
     new = chosen.new_tokens
     sides: dict[str, Callable[[], Tensor]] = {
-        "generate": lambda: pair.ours.generate(prompt, max_new_tokens=new, **_QUIET),
+        "generate": lambda: pair.ours.generate(prompt, max_new_tokens=new, **QUIET),
         "transformers": lambda: pair.sides()["transformers"].generate(
-            prompt, max_new_tokens=new, do_sample=False, **_QUIET
+            prompt, max_new_tokens=new, do_sample=False, **QUIET
         ),
     }
     return compare("shape", sides, chosen.batch * new, chosen, device) | {"logits_difference": difference}
@@ -110,11 +66,11 @@ def shape(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def embedded(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """generate() against transformers' on the embedded model."""
-    ours, theirs, ids = _embedded(device)
+    ours, theirs, ids = embedded_models(device)
     pair = {"generate": (ours, {}), "transformers": (theirs, {"do_sample": False})}
 
     def side(model: Any, more: dict[str, Any]) -> Callable[[], Tensor]:
-        return lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **_QUIET, **more)
+        return lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **QUIET, **more)
 
     for model, _ in pair.values():
         model.float()  # in 16 bits the two sides' roundings may choose different tokens
@@ -126,67 +82,30 @@ def embedded(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]
     return compare("embedded", sides, chosen.new_tokens, chosen, device)
 
 
-def speculation(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Drafts looked up in the text against plain decoding, on repetitive code."""
-    model, _, ids = _embedded(device)
-    model.float()
-    drafts = {"prompt_lookup_num_tokens": chosen.drafts}
+def ends(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """generate() that looks for an end token, on the embedded model, against a loop of nothing but kernels."""
+    model, _, ids = embedded_models(device)
+    new, never = chosen.new_tokens, model.config.vocab_size - 1
+    kernels = {"kernels alone": lambda: bare_loop.decode(model, ids, new)}
+    if bool((kernels["kernels alone"]()[:, ids.shape[1] :] == never).any()):
+        raise MismatchError(f"ends: the text comes to token {never}, which is to end none.")
     sides: dict[str, Callable[[], Tensor]] = {
-        "speculative": lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **_QUIET, **drafts),
-        "plain": lambda: model.generate(ids, max_new_tokens=chosen.new_tokens, **_QUIET),
+        "generate": lambda: model.generate(ids, max_new_tokens=new, eos_token_id=never, pad_token_id=0),
+        **kernels,
     }
-    same_tokens("speculation", sides)
-    report = model.generate(
-        ids, max_new_tokens=chosen.new_tokens, return_dict_in_generate=True, **_QUIET, **drafts
-    ).speculation
-    model.bfloat16()
-    result = compare("speculation", sides, chosen.new_tokens, chosen, device)
-    result |= {"acceptance_rate": report.acceptance_rate, "tokens_per_step": chosen.new_tokens / report.steps}
-    return result
-
-
-def checking(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What a step of several tokens costs on layers of the given shape: what speculation pays for its drafts."""
-    model = models.build(argparse.Namespace(**{**vars(chosen), "only_ours": True}), device).ours
-    generator = torch.Generator().manual_seed(chosen.seed)
-    prompt = models.random_ids(1, chosen.context, chosen.vocab, generator).to(device)
-    cache = model.make_cache(1, chosen.context + 8)
-    model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    plan = model.decode_plan(chosen.context + 8, cache)
-    draft = models.random_ids(1, 8, chosen.vocab, generator).to(device)
-
-    def step(tokens: int) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with torch.inference_mode():
-                logits: Tensor = plan(draft[:, :tokens], chosen.context, None, cache)
-            cache.truncate(chosen.context)
-            return logits.argmax(-1)
-
-        return run
-
-    sides = {f"{tokens} tokens": step(tokens) for tokens in (1, 2, 4, 8)}
-    samples = measure(sides, device=device, repeats=max(chosen.repeats, 5))
-    one = samples["1 tokens"].median
-    return {
-        "part": "checking",
-        "tokens": 1,
-        "sides": {
-            name: sample.as_dict() | {"tokens_per_s": int(name.split()[0]) / sample.median}
-            for name, sample in samples.items()
-        },
-        "ratio": samples["8 tokens"].median / one,
-    }
+    same_tokens("ends", sides)
+    return compare("ends", sides, new, chosen, device)
 
 
 def soak(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Texts of 400 tokens one after the other, drawn; memory after each. The first tenth is warm-up."""
-    model, _, ids = _embedded(device)
+    model, _, ids = embedded_models(device)
     each, resident = min(400, chosen.soak_tokens), []
     texts = max(chosen.soak_tokens // each, 1)
 
     def text() -> None:
         # Drawn tokens have every length of prompt lookup's hits, so that no call is like the one before.
-        model.generate(ids[:, :64], max_new_tokens=each, do_sample=True, **_QUIET)
+        model.generate(ids[:, :64], max_new_tokens=each, do_sample=True, **QUIET)
         resident.append(_resident_bytes())
 
     samples = measure({"soak": text}, device=device, repeats=texts)["soak"]
@@ -201,14 +120,6 @@ def soak(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _embedded(device: torch.device) -> tuple[Any, Any, Tensor]:
-    folder = persimmon_ext.embedded_checkpoint()
-    ours = persimmon_ext.PersimmonForCausalLM.from_pretrained(folder, device=device)
-    theirs = transformers.PersimmonForCausalLM.from_pretrained(folder).to(device)
-    tokenizer = persimmon_ext.PersimmonTokenizer.from_pretrained(folder)
-    return ours, theirs, tokenizer(CODE, return_tensors="pt")["input_ids"].to(device)
-
-
 def _resident_bytes() -> int:
     """Memory that the process holds now; its peak so far where the system doesn't tell."""
     statistics = Path("/proc/self/statm")
@@ -221,15 +132,23 @@ PARTS: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] =
     "overhead": overhead,
     "shape": shape,
     "embedded": embedded,
-    "speculation": speculation,
-    "checking": checking,
+    "ends": ends,
+    "speculation": drafting.speculation,
+    "drawn": drafting.drawn,
+    "editing": drafting.editing,
+    "quoting": drafting.quoting,
+    "checking": drafting.checking,
     "soak": soak,
 }
 _MEANING = {
     "overhead": "of the kernels' speed",
     "shape": "times transformers",
     "embedded": "times transformers",
+    "ends": "of the kernels' speed",
     "speculation": "times plain decoding",
+    "drawn": "times plain decoding",
+    "editing": "times plain decoding",
+    "quoting": "times plain decoding",
     "checking": "times one token's step",
     "soak": "of the memory after the warm-up",
 }
@@ -266,7 +185,8 @@ def show(result: dict[str, Any]) -> None:
     print(table.text(rows))
     for part in result["results"]:
         if "acceptance_rate" in part:
-            print(f"\ndrafts accepted: {part['acceptance_rate']:.1%}; {part['tokens_per_step']:.2f} tokens a step")
+            rate, tokens = part["acceptance_rate"], part["tokens_per_step"]
+            print(f"\n{part['part']}: {rate:.1%} of the drafts accepted, {tokens:.2f} tokens a step")
         if "growth_bytes" in part:
             print(f"\nafter {part['soak_tokens']} tokens the memory has grown by {part['growth_bytes'] / 1e6:.1f} MB")
 

@@ -144,26 +144,32 @@ def test_lookup_finds_the_latest_longest_ngram() -> None:
     assert PromptLookup(sizes=1).propose(torch.tensor([[7, 7]]), 2, 9) == [7]
 
 
-def test_pace_follows_how_drafts_went() -> None:
+def test_pace_weighs_what_drafts_gain_against_their_time() -> None:
     pace = Pace(most=7)
+    pace.learn(0, 0, 1.0)
     assert pace.drafts() == 7
-    pace.learn(7, 3)
-    assert pace.drafts() == 3
-    pace.learn(3, 3)
-    assert pace.drafts() == 6
-    pace.learn(6, 0)
-    assert pace.drafts() == 1
-    pace.learn(1, 0)  # a pause of two steps, then one more try
-    assert [pace.drafts() for _ in range(4)] == [0, 0, 1, 1]
-    pace.learn(1, 0)
-    assert [pace.drafts() for _ in range(5)] == [0, 0, 0, 0, 1]
-    pace.learn(0, 0)  # nothing was there to be drafted
-    assert pace.drafts() == 1
-    pace.learn(1, 1)
+    for _ in range(20):
+        pace.learn(7, 1, 1.7)  # two tokens in the time of 1.7
+    assert pace.drafts() == 7
+    for _ in range(20):
+        pace.learn(7, 1, 3.0)  # two tokens in the time of three
     assert pace.drafts() == 2
-    pace.learn(2, 0)
-    pace.learn(1, 0)
-    assert [pace.drafts() for _ in range(3)] == [0, 0, 1]
+    for _ in range(3):
+        pace.learn(2, 2, 1.2)  # all were right: more might be
+    assert pace.drafts() == 7
+
+
+def test_pace_pauses_ever_longer() -> None:
+    pace, pauses = Pace(most=2), []
+    for _ in range(20):
+        pause = 0
+        while not pace.drafts():
+            pause += 1
+            pace.learn(0, 0, 1.0)
+        pauses.append(pause)
+        pace.learn(2, 0, 1.3)
+    assert [pause for pause in pauses if pause][:7] == [2, 4, 8, 16, 32, 64, 64]
+    assert not any(pauses[:5])
 
 
 def test_useless_drafts_are_soon_given_up(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +179,7 @@ def test_useless_drafts_are_soon_given_up(model: Any, monkeypatch: pytest.Monkey
     result = model.generate(prompt(), prompt_lookup_num_tokens=7, return_dict_in_generate=True, **options)
     assert torch.equal(result.sequences, expected)
     assert result.speculation.accepted == 0
-    assert result.speculation.drafted < 15
+    assert result.speculation.drafted < 90
 
 
 def test_padding_and_caches(model: Any, assistant: Any) -> None:

@@ -10,6 +10,9 @@ Dims: T tokens of the prompt, D drafted tokens, V vocab; there is one row.
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -25,18 +28,34 @@ from persimmon_ext.outputs import Speculation
 def generate_speculatively(task: Task, prompt: Prompt, drafter: Drafter, pace: Pace) -> tuple[Tensor, Speculation]:
     """Returns the prompt and the new tokens, int64 [1, T + new], and how drafting went. `pace`: how many tokens to
     draft at a time."""
-    runner, drafted, accepted, steps = task.runner, 0, 0, 0
     tokens, logits = task.start(prompt)
-    begin = length = prompt.ids.shape[1]
+    begin = prompt.ids.shape[1]
+    with task.runner.lending_logits() if task.is_private else nullcontext():
+        length, speculation = _go_on(task, tokens, begin, logits, prompt.earlier, drafter, pace)
+    task.trace.shorten(length - begin)
+    task.runner.truncate(prompt.earlier + length - 1)
+    return tokens[:, :length].contiguous(), speculation
+
+
+def _go_on(
+    task: Task, tokens: Tensor, length: int, logits: Tensor, earlier: int, drafter: Drafter, pace: Pace
+) -> tuple[int, Speculation]:
+    """Writes new tokens into tokens int64 [1, longest] from `length` on, the first by `logits` [1, V]; returns the
+    length, and how drafting went."""
+    runner, drafted, accepted, steps = task.runner, 0, 0, 0
     ending = Ending(task.ends, task.criteria, task.pad, 1)
     drafts: list[int] = []
+    begun = time.perf_counter()
     logits = logits[:, None]  # [1, D + 1, V]
     while True:
         chosen = _choose(task, tokens, length, drafts, logits)
         kept = len(chosen)
         tokens[0, length : length + kept] = chosen
         steps, drafted, accepted = steps + 1, drafted + len(drafts), accepted + kept - 1
-        pace.learn(len(drafts), kept - 1)
+        now = time.perf_counter()
+        if steps > 1:  # the first tokens came with the prompt
+            pace.learn(len(drafts), kept - 1, now - begun)
+        begun = now
         ending.look(tokens, length, length + kept, task.trace.scores_so_far())
         last = ending.longest(length + kept)
         if task.streamer is not None:
@@ -44,18 +63,15 @@ def generate_speculatively(task: Task, prompt: Prompt, drafter: Drafter, pace: P
                 task.streamer.put(tokens[:, place].cpu())
         length = last
         if ending.all_ended or length == task.longest:
-            break
-        runner.truncate(prompt.earlier + length - 1)
+            return length, Speculation(drafted, accepted, steps)
+        runner.truncate(earlier + length - 1)
         # A step gives a token more than it checks.
         most = min(pace.drafts(), task.longest - length - 1)
         drafts = drafter.propose(tokens, length, most) if most else []
         if drafts:
             tokens[0, length : length + len(drafts)] = torch.tensor(drafts)
-        fed = tokens[:, length - 1 : length + len(drafts)]
-        logits = runner.feed(fed, prompt.earlier + length - 1, keep=fed.shape[1])
-    task.trace.shorten(length - begin)
-    runner.truncate(prompt.earlier + length - 1)
-    return tokens[:, :length].contiguous(), Speculation(drafted, accepted, steps)
+        fed = tokens.narrow(1, length - 1, 1 + len(drafts))
+        logits = runner.feed(fed, earlier + length - 1, keep=fed.shape[1])
 
 
 def _choose(task: Task, tokens: Tensor, length: int, drafts: list[int], logits: Tensor) -> Tensor:
@@ -63,7 +79,9 @@ def _choose(task: Task, tokens: Tensor, length: int, drafts: list[int], logits: 
     choice, and the first that isn't drafted, int64 [1 .. D + 1]. logits [1, D + 1, V]."""
     places = torch.arange(len(drafts) + 1, device=tokens.device)
     dtype = task.runner.model.dtype
-    if task.processors:  # they go by the ids before each place, so places after a rejected draft aren't worth it
+    if task.processors or tokens.is_cpu:
+        # Processors go by the ids before each place; and on the CPU a draw costs more than the wait for it. So places
+        # after a rejected draft aren't worth it.
         own, watch = [], NanWatch(dtype)
         for place in range(len(drafts) + 1):
             now = logits[:, place]
@@ -73,7 +91,7 @@ def _choose(task: Task, tokens: Tensor, length: int, drafts: list[int], logits: 
             own.append(choice.tokens)
             if place == len(drafts) or int(choice.tokens) != drafts[place]:
                 break
-        kept = torch.cat(own)
+        kept = torch.cat(own) if len(own) > 1 else own[0]
     else:
         raise_for_nan(logits.amax(dim=-1), length, from_model(dtype))
         choice = task.choose(logits[0], places)
