@@ -24,7 +24,7 @@ class Tally:
     """Puts the checksum of `size` bytes together from pieces. Each byte is expected once."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._missing = self._size = size
         self._pieces: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
@@ -33,9 +33,10 @@ class Tally:
         checksum = zlib.crc32(piece)
         with self._lock:
             self._pieces[offset] = len(piece), checksum
-            if sum(length for length, _ in self._pieces.values()) < self._size:
+            self._missing -= len(piece)
+            if self._missing > 0:
                 return None
-            pieces, self._pieces = sorted(self._pieces.items()), {}
+            pieces, self._pieces, self._missing = sorted(self._pieces.items()), {}, self._size
         whole = 0
         for _, (length, part) in pieces:
             whole = _times(_power(8 * length), whole) ^ part
