@@ -11,6 +11,7 @@ import torch
 
 from persimmon_ext.chat import beginning_of_a_turn
 from persimmon_ext.generation.sequences import common_beginning
+from persimmon_ext.outputs import Speculation
 from persimmon_ext.text_stream import TextStreamer
 
 
@@ -18,7 +19,8 @@ from persimmon_ext.text_stream import TextStreamer
 class Reply:
     """What the model said: its `text`, how many `tokens` that took in how many `seconds`, and whether Ctrl-C ended it.
 
-    `forgotten`: earlier messages that were dropped for it to fit.
+    `forgotten`: earlier messages that were dropped for it to fit. `speculation`: how drafting went, None without it or
+    after Ctrl-C.
     """
 
     text: str
@@ -26,6 +28,7 @@ class Reply:
     seconds: float
     interrupted: bool
     forgotten: int
+    speculation: Speculation | None = None
 
 
 class Conversation:
@@ -81,25 +84,28 @@ class Conversation:
         self._cache.truncate(kept)
         self._cached = self._cached[:kept]
         streamer = _ReplyStreamer(self._tokenizer, self._stop, show)
-        interrupted = False
+        interrupted, speculation = False, None
         try:
-            sequences = self._model.generate(
+            made = self._model.generate(
                 torch.tensor([ids]),
                 past_key_values=self._cache,
                 streamer=streamer,
                 tokenizer=self._tokenizer,
                 stop_strings=self._stop or None,
                 max_new_tokens=min(self._max_new_tokens, self._context - len(ids)),
+                return_dict_in_generate=True,
                 **self._settings,
             )
-            self._cached = sequences[0, :-1].tolist()  # the last token is not fed back
+            speculation = getattr(made, "speculation", None)
+            self._cached = made.sequences[0, :-1].tolist()  # the last token is not fed back
         except KeyboardInterrupt:
             interrupted = True
         reply = "".join(streamer.said).strip()
         if reply or not interrupted:
             self.messages = [*messages, {"role": "assistant", "content": reply}]
         seconds = time.perf_counter() - begin
-        return Reply(reply, streamer.tokens, seconds, interrupted, len(before) + 1 - len(messages))
+        forgotten = len(before) + 1 - len(messages)
+        return Reply(reply, streamer.tokens, seconds, interrupted, forgotten, speculation)
 
     def _fit(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[int]]:
         """The messages without as many of the oldest turns as leaves room for a reply, and their ids."""

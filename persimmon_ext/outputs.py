@@ -180,6 +180,10 @@ class Speculation:
     accepted: int
     steps: int
 
+    def __add__(self, other: Speculation) -> Speculation:
+        """Of several texts together."""
+        return Speculation(self.drafted + other.drafted, self.accepted + other.accepted, self.steps + other.steps)
+
     @property
     def acceptance_rate(self) -> float:
         """The share of drafted tokens that stayed; 0 without drafts."""

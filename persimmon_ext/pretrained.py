@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from persimmon_ext import checkpoints, trimmed_vocabulary
-from persimmon_ext.checkpoints.hub import HubRequest
 from persimmon_ext.checkpoints.placement import DeviceMap
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.hub_files import HubRequest
 from persimmon_ext.quantized_layers import QuantizedLinear, quantize_model, quantized_format
 from persimmon_ext.token_codec import TokenCodec
 from persimmon_ext.trimmed_vocabulary import TrimReport

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from persimmon_ext import tokenizer_batch as batching
 from persimmon_ext import tokenizer_files as files
 from persimmon_ext.chat import DEFAULT_CHAT_TEMPLATE, render_chat
+from persimmon_ext.hub_files import HubRequest, find_or_download
 from persimmon_ext.sentencepiece_proto import parse_model
 from persimmon_ext.special_tokens import SpecialTokens
 from persimmon_ext.token_codec import TokenCodec
@@ -93,13 +96,26 @@ class PersimmonTokenizer(TokenCodec):
         self.chat_template = chat_template
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], **settings: Any) -> PersimmonTokenizer:
-        """Loads a folder with ``tokenizer.model`` (its JSON files are optional) or a lone sentencepiece file.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **settings: Any,
+    ) -> PersimmonTokenizer:
+        """Loads a folder with ``tokenizer.model`` (its JSON files are optional) or a lone sentencepiece file; where
+        ``path`` is neither and reads owner/name, that repository of the Hugging Face Hub, of which the tokenizer's
+        files are downloaded.
 
-        ``settings`` override what the folder says. Raises FileNotFoundError where there is no tokenizer and
-        ValueError, naming the file, for one that cannot be read.
+        ``settings`` override what the folder says. ``revision``, ``cache_dir``, ``local_files_only`` and ``token``: as
+        for a model. Raises FileNotFoundError where there is no tokenizer, ImportError where the Hub is needed and
+        huggingface_hub isn't installed, and ValueError, naming the file, for one that cannot be read.
         """
-        file, folder = files.find_model(path)
+        request = HubRequest(revision, cache_dir, local_files_only, token)
+        file, folder = files.find_model(find_or_download(path, request, _download))
         stored = {} if folder is None else files.read_settings(folder)
         return cls(file, **{**stored, **settings})
 
@@ -261,3 +277,11 @@ def _describe(value: Any) -> str:
         wrong = next(entry for entry in value if not isinstance(entry, str))
         return f"a {type(value).__name__} with an entry of type {type(wrong).__name__}"
     return type(value).__name__
+
+
+def _download(fetch: Any, errors: Any) -> Path:
+    folder: Path = fetch(files.MODEL_FILE).parent
+    for name in files.TOKENIZER_FILES:
+        with suppress(errors.EntryNotFoundError):
+            fetch(name)
+    return folder

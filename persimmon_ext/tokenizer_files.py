@@ -15,6 +15,8 @@ CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TOKENIZER_JSON_FILE = "tokenizer.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+#: All that a tokenizer may have, the first of which it must.
+TOKENIZER_FILES = (MODEL_FILE, TOKENIZER_JSON_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # transformers writes 1e30 for "no limit".
 UNLIMITED = int(1e30)

@@ -20,6 +20,8 @@ from persimmon_ext import (
     PersimmonForCausalLM,
     PersimmonForSequenceClassification,
     PersimmonModel,
+    PersimmonTokenizer,
+    embedded_checkpoint,
 )
 
 NAME = "adept/persimmon-8b-base"
@@ -214,3 +216,20 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"There is no folder 'adept/persimmon-8b-base', and .*persimmon_ext\[hub\]"):
         PersimmonForCausalLM.from_pretrained(NAME)
+
+
+def test_a_tokenizer_of_a_repository(hub: Hub, tmp_path: Path) -> None:
+    tokenizer = PersimmonTokenizer.from_pretrained(embedded_checkpoint())
+    tokenizer.save_pretrained(hub.repository)
+    (hub.repository / "model.safetensors").write_text("not needed")
+    loaded = PersimmonTokenizer.from_pretrained(NAME, revision="main", add_bos_token=False)
+    assert hub.options["revision"] == "main"
+    assert "model.safetensors" not in hub.asked
+    assert loaded("def f(x):")["input_ids"] == tokenizer("def f(x):", add_special_tokens=False)["input_ids"]
+    with pytest.raises(FileNotFoundError, match="adept"):
+        PersimmonTokenizer.from_pretrained("./adept")
+
+
+def test_a_repository_without_a_tokenizer(hub: Hub) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint on the Hugging Face Hub: .*is not there"):
+        PersimmonTokenizer.from_pretrained(NAME)

@@ -93,6 +93,16 @@ def test_json_is_one_object(generate: Any, checkpoint: Path) -> None:
     assert report["prompt_tokens"] == len(ids)
 
 
+def test_the_acceptance_rate_is_told(generate: Any) -> None:
+    _, out, err = generate(PROMPT, "--greedy", "--json", "--prompt-lookup", "5", "--max-new-tokens", "30")
+    told = json.loads(out)["speculation"]
+    assert list(told) == ["drafted", "accepted", "steps", "acceptance_rate"]
+    assert told["acceptance_rate"] == pytest.approx(told["accepted"] / max(told["drafted"], 1), abs=1e-4)
+    assert told["steps"] + told["accepted"] >= 30
+    assert f"{told['accepted']} of {told['drafted']} drafted tokens accepted" in err
+    assert "accepted" not in generate(PROMPT, "--greedy")[2]
+
+
 def test_greedy_is_the_models_greedy(generate: Any, checkpoint: Path) -> None:
     tokens = json.loads(generate(PROMPT, "--greedy", "--json")[1])["tokens"]
     model = PersimmonForCausalLM.from_pretrained(checkpoint)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from generation_cases import left_padded, model_pair, prompt
 
-from persimmon_ext import PersimmonConfig, PersimmonForCausalLM
+from persimmon_ext import DynamicCache, PersimmonConfig, PersimmonForCausalLM
 from persimmon_ext.cache_int8 import Int8Cache
-from persimmon_ext.generation import memory, plan_memory
+from persimmon_ext.generation import cgroup, memory, plan_memory
 from persimmon_ext.generation.memory import cache_bytes_per_token, weight_bytes
 
 CONFIG = PersimmonConfig(
@@ -84,7 +85,7 @@ def test_a_cache_that_does_not_fit_is_refused(model: Any, monkeypatch: pytest.Mo
     stopped = model.generate(prompt(2), max_new_tokens=300, cache_implementation="dynamic", **ends)
     assert stopped.shape == (2, 7), "a cache that grows is not refused for what it may never hold"
     monkeypatch.setattr(memory, "available_bytes", lambda device: 600_000)
-    assert model.generate(prompt(2), max_new_tokens=10**6, **ends).shape == (2, 7), "beyond the positions it grows"
+    assert model.generate(prompt(2), max_new_tokens=3000, **ends).shape == (2, 7), "beyond the positions it grows"
 
 
 def test_available_memory() -> None:
@@ -137,3 +138,49 @@ def test_int8_cache_has_the_operations_of_caches(model: Any) -> None:
 def test_an_unknown_cache(model: Any) -> None:
     with pytest.raises(ValueError, match="must be one of static, dynamic, int8, got 'paged'"):
         model.generate(prompt(), max_new_tokens=2, cache_implementation="paged")
+
+
+def test_lengths_that_no_memory_holds_are_a_sentence(model: Any) -> None:
+    with pytest.raises(MemoryError, match=r"The ids of 2 x 1000000000006 tokens need .* Lower max_new_tokens"):
+        model.generate(prompt(2), max_new_tokens=10**12)
+
+
+def test_given_and_broadcast_caches_are_checked_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DynamicCache(model.config)
+    with torch.no_grad():
+        model(prompt()[:, :4], past_key_values=cache, use_cache=True)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 500_000)
+    with pytest.raises(MemoryError, match="A cache of 8 x 46 tokens"):
+        model.generate(prompt().expand(8, -1), past_key_values=cache, max_new_tokens=40)
+    with pytest.raises(MemoryError, match=r"A cache of 1 x 305 tokens .* Lower max_new_tokens"):
+        model.generate(prompt(), past_key_values=cache, max_new_tokens=300)
+    with pytest.raises(MemoryError, match=r"A cache of 16 x 44 tokens .* Lower batch_size"):
+        model.score([[5] * 40] * 16, prompts=prompt()[0, :5])
+    assert cache.get_seq_length() == 4
+    assert model.generate(prompt(), past_key_values=cache, max_new_tokens=9).shape == (1, 15)
+
+
+def _write(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_limits_of_control_groups(tmp_path: Path) -> None:
+    assert cgroup.unused_bytes(tmp_path) is None
+    _write(tmp_path / "proc/self", cgroup="0::/work/box")
+    mount = tmp_path / "sys/fs/cgroup"
+    assert cgroup.unused_bytes(tmp_path) is None
+    _write(mount / "work/box", memory__max="max", memory__current=700, memory__stat="inactive_file 5")
+    assert cgroup.unused_bytes(tmp_path) is None
+    _write(mount / "work", memory__max=1000, memory__current=700, memory__stat="anon 3\ninactive_file 50")
+    assert cgroup.unused_bytes(tmp_path) == 350
+    _write(mount, memory__max=600, memory__current=700, memory__stat="inactive_file 0")  # as a container sees its own
+    assert cgroup.unused_bytes(tmp_path) == 0
+
+
+def test_limits_of_control_groups_of_the_first_version(tmp_path: Path) -> None:
+    _write(tmp_path / "proc/self", cgroup="3:cpu,cpuacct:/a\n2:memory:/a")
+    limit = {"memory__limit_in_bytes": 10**6, "memory__usage_in_bytes": 10**5}
+    _write(tmp_path / "sys/fs/cgroup/memory/a", **limit, memory__stat="total_inactive_file 1000")
+    assert cgroup.unused_bytes(tmp_path) == 10**6 - 10**5 + 1000

@@ -3,87 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persimmon_ext.checkpoints.folder import CONFIG_NAME, QUANTIZED_NAMES, WEIGHT_NAMES, read_index
-from persimmon_ext.tokenizer_files import CHAT_TEMPLATE_FILE, MODEL_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_JSON_FILE
-from persimmon_ext.tokenizer_files import CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from persimmon_ext.hub_files import HubRequest, find_or_download
+from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # not ./folder, nor ../folder
-_BESIDE_WEIGHTS = (
-    "generation_config.json",
-    MODEL_FILE,
-    TOKENIZER_JSON_FILE,
-    TOKENIZER_CONFIG_FILE,
-    SPECIAL_TOKENS_FILE,
-    CHAT_TEMPLATE_FILE,
-)
-
-
-@dataclass(frozen=True)
-class HubRequest:
-    """What of a repository to download, and how."""
-
-    revision: str | None = None
-    """A branch, a tag or a commit; None is the main branch."""
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    token: str | bool | None = None
+_BESIDE_WEIGHTS = ("generation_config.json", *TOKENIZER_FILES)
 
 
 def find_checkpoint(path: str | os.PathLike[str], request: HubRequest) -> str | os.PathLike[str]:
     """Returns `path` if it exists or can't be a name on the Hub, else the folder that the repository of that name was
-    downloaded to.
+    downloaded to. Raises as :func:`persimmon_ext.hub_files.find_or_download`."""
 
-    Raises FileNotFoundError, saying why, if it can't be had: it is not there, private, or there is no network;
-    ImportError if huggingface_hub is missing.
-    """
-    if not isinstance(path, str) or os.path.lexists(path) or not _HUB_NAME.fullmatch(path):
-        return path
-    try:
-        import huggingface_hub as hub  # noqa: PLC0415, optional
-        from huggingface_hub import errors  # noqa: PLC0415
-    except ImportError as error:
-        raise ImportError(
-            f"There is no folder {path!r}, and to download it from the Hugging Face Hub needs huggingface_hub: "
-            "pip install 'persimmon_ext[hub]'."
-        ) from error
+    def download(fetch: Any, errors: Any) -> Path:
+        folder: Path = fetch(CONFIG_NAME).parent
+        _fetch_weights(fetch, errors)
+        return folder
 
-    def fetch(name: str) -> Path:
-        return Path(
-            hub.hf_hub_download(
-                path,
-                name,
-                revision=request.revision,
-                cache_dir=None if request.cache_dir is None else Path(request.cache_dir),
-                local_files_only=request.local_files_only,
-                token=request.token,
-            )
-        )
-
-    try:
-        folder = fetch(CONFIG_NAME).parent
-        _fetch_weights(path, fetch, errors)
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(
-            f"There is no folder {path!r}, and its files are neither in the Hub's cache nor can they be downloaded "
-            f"({'local_files_only is set' if request.local_files_only else 'the Hub is out of reach'})."
-        ) from error
-    except errors.GatedRepoError as error:
-        raise FileNotFoundError(f"{path} is gated on the Hugging Face Hub: accept its terms and pass token.") from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        revision = "" if request.revision is None else f" at revision {request.revision!r}"
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"There is no folder {path!r}, and no such checkpoint on the Hugging Face Hub{revision}: {reason}"
-        ) from error
-    return folder
+    return find_or_download(path, request, download)
 
 
-def _fetch_weights(path: str, fetch: Any, errors: Any) -> None:
+def _fetch_weights(fetch: Any, errors: Any) -> None:
     """The weights in the first of their forms that the repository has, and what lies beside them."""
     for name in _BESIDE_WEIGHTS:
         try:

@@ -17,7 +17,7 @@ from persimmon_ext.checkpoints.configs import check_overrides, read_config
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
 from persimmon_ext.checkpoints.filling import Filler
 from persimmon_ext.checkpoints.folder import WeightFiles, checkpoint_folder, find_weights
-from persimmon_ext.checkpoints.hub import HubRequest, find_checkpoint
+from persimmon_ext.checkpoints.hub import find_checkpoint
 from persimmon_ext.checkpoints.names import Assignment, assign, tensor_aliases, tensor_at
 from persimmon_ext.checkpoints.placement import DeviceMap, block_of, connect, place
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, check_request, stored_format
@@ -27,6 +27,7 @@ from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dt
 from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.huge_pages import on_huge_pages
+from persimmon_ext.hub_files import HubRequest
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 
 Model = TypeVar("Model", bound=nn.Module)

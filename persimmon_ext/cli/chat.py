@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
     replies = _talk(conversation)
     tokens, seconds = sum(reply.tokens for reply in replies), sum(reply.seconds for reply in replies)
     rate = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
-    print(f"{len(replies)} replies, {tokens} tokens{rate}", file=sys.stderr)
+    known = [reply.speculation for reply in replies if reply.speculation is not None]
+    drafting = f", {models.describe(sum(known[1:], known[0]))}" if known else ""
+    print(f"{len(replies)} replies, {tokens} tokens{rate}{drafting}", file=sys.stderr)
 
 
 def _talk(conversation: Conversation) -> list[Reply]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from persimmon_ext.cli import models
 from persimmon_ext.cli.errors import UsageError
+from persimmon_ext.outputs import Speculation
 from persimmon_ext.text_stream import TextStreamer
 
 
@@ -23,6 +24,7 @@ class Result:
     prompt_tokens: int
     tokens: list[int]
     seconds: float
+    speculation: Speculation | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -88,15 +90,21 @@ def _read_prompt(arguments: argparse.Namespace) -> str:
 def _generate(model: Any, inputs: Any, streamer: TextStreamer, settings: dict[str, Any]) -> Result:
     prompt_tokens = inputs["input_ids"].shape[1]
     start = time.perf_counter()
-    sequences = model.generate(
-        inputs["input_ids"], attention_mask=inputs["attention_mask"], streamer=streamer, **settings
+    made = model.generate(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        streamer=streamer,
+        return_dict_in_generate=True,
+        **settings,
     )
     seconds = time.perf_counter() - start
-    return Result(prompt_tokens, sequences[0, prompt_tokens:].tolist(), seconds)
+    return Result(
+        prompt_tokens, made.sequences[0, prompt_tokens:].tolist(), seconds, getattr(made, "speculation", None)
+    )
 
 
 def _print_json(prompt: str, text: str, result: Result, model: str) -> None:
-    report = {
+    report: dict[str, Any] = {
         "prompt": prompt,
         "text": text,
         "tokens": result.tokens,
@@ -106,9 +114,14 @@ def _print_json(prompt: str, text: str, result: Result, model: str) -> None:
         "tokens_per_second": round(result.tokens_per_second, 3),
         "model": model,
     }
+    if (drafting := result.speculation) is not None:
+        counts = {"drafted": drafting.drafted, "accepted": drafting.accepted, "steps": drafting.steps}
+        report["speculation"] = {**counts, "acceptance_rate": round(drafting.acceptance_rate, 4)}
     print(json.dumps(report))
 
 
 def _summary(result: Result, seed: int | None) -> str:
     summary = f"{len(result.tokens)} tokens in {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s"
+    if result.speculation is not None:
+        summary += f", {models.describe(result.speculation)}"
     return summary if seed is None else f"{summary}, --seed {seed}"

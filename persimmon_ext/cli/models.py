@@ -14,6 +14,7 @@ from persimmon_ext.assets import embedded_checkpoint
 from persimmon_ext.cli import values
 from persimmon_ext.cli.errors import UsageError
 from persimmon_ext.heads import PersimmonForCausalLM
+from persimmon_ext.outputs import Speculation
 from persimmon_ext.quantization import FORMATS
 from persimmon_ext.tokenizer import PersimmonTokenizer
 
@@ -92,6 +93,13 @@ def load(arguments: argparse.Namespace) -> tuple[Any, PersimmonTokenizer]:
         folder, dtype=arguments.dtype, device=device, quantization=arguments.quantization
     )
     return model, tokenizer
+
+
+def describe(speculation: Speculation) -> str:
+    """How drafting went, in a few words."""
+    return (
+        f"{speculation.accepted} of {speculation.drafted} drafted tokens accepted ({speculation.acceptance_rate:.0%})"
+    )
 
 
 def generation_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from persimmon_ext.generation.beam import BeamResult, BeamSearch
 from persimmon_ext.generation.config import combine
 from persimmon_ext.generation.drafts import Drafter, DraftModel, Pace, PromptLookup
 from persimmon_ext.generation.loop import Streamer, Task, generate_plainly
+from persimmon_ext.generation.memory import check_cache, check_ids
 from persimmon_ext.generation.prompt import Prompt, prepare_prompt
 from persimmon_ext.generation.request import Request, prepare_request
 from persimmon_ext.generation.runner import Recording, Runner
@@ -91,6 +92,7 @@ def generate(
         special=request.special,
     )
     request.set_prompt(prompt, model.config.max_position_embeddings)
+    check_ids(model.device, len(prompt.ids) * request.copies, request.lengths.longest)
     runner = _make_runner(model, request, prompt, past_key_values)
     task = request.task(runner, prompt)
     speculation = result = None
@@ -126,7 +128,7 @@ def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, le
     use_cache = config.use_cache is not False
     slots = prompt.earlier + request.lengths.longest
     if cache is not None:
-        cache = _own_rows(cache, len(prompt.ids), request.copies, slots)
+        cache = _own_rows(model, cache, len(prompt.ids), request.copies, slots)
     elif use_cache:
         # A lent cache has as many rows as the prompt. Another library's model makes its own.
         make = getattr(model, "lend_cache" if lends and request.copies == 1 else "make_cache", None)
@@ -156,11 +158,20 @@ def _check_drafting(arguments: dict[str, Any], request: Request) -> None:
             )
 
 
-def _own_rows(cache: Any, rows: int, copies: int, slots: int) -> Any:
-    """`cache`, or a copy where this generation needs other rows than the caller's cache has."""
-    if isinstance(cache, Cache):
+def _own_rows(model: Any, cache: Any, rows: int, copies: int, slots: int) -> Any:
+    """`cache`, or a copy where this generation needs other rows than the caller's cache has.
+
+    Raises MemoryError for a copy that doesn't fit, or a given cache that has to grow to what doesn't.
+    """
+    if isinstance(cache, Cache) and hasattr(model, "make_cache"):
         spreads = rows > 1 and cache.batch_size == 1
-        return cache.broadcast(rows, reserve=slots) if spreads or copies > 1 else cache
+        if spreads or copies > 1:
+            check_cache(model, rows * copies, slots, advice="Lower max_new_tokens or the batch.")
+            return cache.broadcast(rows, reserve=slots)
+        if cache.max_cache_len < 0:  # as the storage that is outgrown lives until its content is copied
+            needed = slots - 1 if slots - 1 > cache.capacity else 0
+            check_cache(model, rows, needed, advice="Lower max_new_tokens.")
+        return cache
     return copy.deepcopy(cache) if copies > 1 else cache
 
 

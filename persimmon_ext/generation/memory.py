@@ -14,10 +14,12 @@ import torch
 from persimmon_ext.cache import Cache, DynamicCache
 from persimmon_ext.cache_int8 import Int8Cache
 from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.generation import cgroup
 from persimmon_ext.generation.runner import CHUNK_TOKENS
 from persimmon_ext.quantization import FORMATS
 
 _SCALE_BYTES = 4
+_ID_COPIES = 3  # ids, and the mask and positions of a padded batch
 CACHES = ("static", "dynamic", "int8")
 
 
@@ -148,8 +150,10 @@ def available_bytes(device: torch.device) -> int | None:
     information = Path("/proc/meminfo")
     if device.type != "cpu" or not information.exists():
         return None
-    found = [line.split() for line in information.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(found[0][1]) << 10 if found else None
+    lines = (line.split() for line in information.read_text().splitlines())
+    found = [int(line[1]) << 10 for line in lines if line[0] == "MemAvailable:"]
+    limit = cgroup.unused_bytes()
+    return min([*found, *([] if limit is None else [limit])], default=None)
 
 
 def make_cache(model: Any, implementation: str | None, batch: int, slots: int) -> Cache:
@@ -161,17 +165,32 @@ def make_cache(model: Any, implementation: str | None, batch: int, slots: int) -
     config = model.config
     slots = min(slots, config.max_position_embeddings)
     if implementation != "dynamic":
-        needed = batch * slots * cache_bytes_per_token(config, model.dtype, implementation)
-        available = available_bytes(model.device)
-        if available is not None and needed > available:
-            smaller = "" if implementation == "int8" else ", or pass cache_implementation='int8'"
-            raise MemoryError(
-                f"A cache of {batch} x {slots} tokens needs {_gb(needed)}, and {_gb(available)} of {model.device} "
-                f"are free: at most {available * slots // needed} tokens a row would fit. Lower max_new_tokens or the "
-                f"batch{smaller}."
-            )
+        smaller = "" if implementation == "int8" else ", or pass cache_implementation='int8'"
+        check_cache(model, batch, slots, implementation, advice=f"Lower max_new_tokens or the batch{smaller}.")
     reserve = 0 if implementation == "dynamic" else slots
     return Int8Cache(config, reserve) if implementation == "int8" else DynamicCache(config, reserve)
+
+
+def check_cache(model: Any, batch: int, slots: int, implementation: str | None = None, *, advice: str) -> None:
+    """Raises MemoryError, in a sentence that ends in `advice`, if a new cache of so many rows and slots doesn't fit."""
+    needed = batch * slots * cache_bytes_per_token(model.config, model.dtype, implementation)
+    available = available_bytes(model.device)
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"A cache of {batch} x {slots} tokens needs {_gb(needed)}, and {_gb(available)} of {model.device} are "
+            f"free: at most {available * slots // needed} tokens a row would fit. {advice}"
+        )
+
+
+def check_ids(device: torch.device, rows: int, tokens: int) -> None:
+    """Raises MemoryError, in a sentence, if the ids alone of so many rows of `tokens` don't fit."""
+    needed = _ID_COPIES * rows * tokens * torch.int64.itemsize
+    available = available_bytes(device)
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"The ids of {rows} x {tokens} tokens need {_gb(needed)}, and {_gb(available)} of {device} are free. Lower "
+            "max_new_tokens (or max_length)."
+        )
 
 
 def _largest(fits: Any) -> int:

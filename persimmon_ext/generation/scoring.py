@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persimmon_ext.generation.memory import check_cache
 from persimmon_ext.generation.sequences import common_beginning
 from persimmon_ext.generation.settings import check_integer
 
@@ -175,7 +176,10 @@ def _score_batch(model: Any, rows: dict[int, _Row], common: int, prefix: Any) ->
     fed = [row.ids[common:-1] for row in rows.values()]
     longest = max(map(len, fed))
     ids = torch.tensor([one + [0] * (longest - len(one)) for one in fed], device=model.device)
-    cache = None if prefix is None else prefix.broadcast(len(fed), reserve=common + longest)
+    cache = None
+    if prefix is not None:
+        check_cache(model, len(fed), common + longest, advice="Lower batch_size.")
+        cache = prefix.broadcast(len(fed), reserve=common + longest)
     hidden = model.model(ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
     places = [(b, row.prompt - common - 1, len(fed[b])) for b, row in enumerate(rows.values())]
     chosen = torch.cat([hidden[b, begin:end] for b, begin, end in places])  # [N, C]

@@ -1,0 +1,74 @@
+"""Downloads files of a repository of the Hugging Face Hub, where huggingface_hub is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # not ./folder, nor ../folder
+
+
+@dataclass(frozen=True)
+class HubRequest:
+    """What of a repository to download, and how."""
+
+    revision: str | None = None
+    """A branch, a tag or a commit; None is the main branch."""
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+
+
+def find_or_download(
+    path: str | os.PathLike[str], request: HubRequest, download: Callable[[Callable[[str], Path], Any], Path]
+) -> str | os.PathLike[str]:
+    """Returns `path` if it exists or can't be a name on the Hub, else the folder that `download` returns.
+
+    `download` gets a function from the name of a file of the repository to where it is now, and huggingface_hub's
+    errors; a file that the repository lacks raises their EntryNotFoundError.
+
+    Raises FileNotFoundError, saying why, if the repository can't be had: it is not there, private, or there is no
+    network; ImportError if huggingface_hub is missing.
+    """
+    if not isinstance(path, str) or os.path.lexists(path) or not _HUB_NAME.fullmatch(path):
+        return path
+    try:
+        import huggingface_hub as hub  # noqa: PLC0415, optional
+        from huggingface_hub import errors  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            f"There is no folder {path!r}, and to download it from the Hugging Face Hub needs huggingface_hub: "
+            "pip install 'persimmon_ext[hub]'."
+        ) from error
+
+    def fetch(name: str) -> Path:
+        return Path(
+            hub.hf_hub_download(
+                path,
+                name,
+                revision=request.revision,
+                cache_dir=None if request.cache_dir is None else Path(request.cache_dir),
+                local_files_only=request.local_files_only,
+                token=request.token,
+            )
+        )
+
+    try:
+        return download(fetch, errors)
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(
+            f"There is no folder {path!r}, and its files are neither in the Hub's cache nor can they be downloaded "
+            f"({'local_files_only is set' if request.local_files_only else 'the Hub is out of reach'})."
+        ) from error
+    except errors.GatedRepoError as error:
+        raise FileNotFoundError(f"{path} is gated on the Hugging Face Hub: accept its terms and pass token.") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        revision = "" if request.revision is None else f" at revision {request.revision!r}"
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"There is no folder {path!r}, and no such checkpoint on the Hugging Face Hub{revision}: {reason}"
+        ) from error
