@@ -4,39 +4,65 @@
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
+inline constexpr int64_t kStreamedRowBytes = 16 << 10;  // of a row held on the stack
+
 // y = (x - mean) * rstd * weight + bias. Meanwhile the next row is fetched: `next` [C] and `next_residual` [C] or null.
-template <class T>
-PERSIMMON_INLINE void norm_row(const T* x, Statistics s, const T* weight, const T* bias, T* y, int64_t C, const T* next,
-                               const T* next_residual) {
-  for_each_vector(C, [&](int64_t i, int count) {
-    const vf normed = (load_up_to(x + i, count) - s.mean) * s.rstd;
-    __builtin_prefetch(next + i);
-    if (next_residual != nullptr) __builtin_prefetch(next_residual + i);
-    store_flushing(y + i, normed * load_up_to(weight + i, count) + load_up_to(bias + i, count), count);
+// kStream: y bypasses the caches, and so does a copy of x in `sum` [C] or null.
+template <bool kStream, class T>
+PERSIMMON_INLINE void norm_row(const T* x, Statistics s, const T* weight, const T* bias, T* sum, T* y, int64_t C,
+                               const T* next, const T* next_residual) {
+  for_each_twin(C, [&](int64_t i, int count) {
+    const Twin normed = (load_twin_up_to(x + i, count) - s.mean) * s.rstd;
+    const Twin result = normed * load_twin_up_to(weight + i, count) + load_twin_up_to(bias + i, count);
+    prefetch_twin(next + i);
+    if (next_residual != nullptr) prefetch_twin(next_residual + i);
+    if constexpr (kStream) {
+      if (sum != nullptr) stream_twin(sum + i, x + i);
+      stream_twin(y + i, result);
+    } else {
+      store_twin_up_to(y + i, result, count);
+    }
   });
+}
+
+template <bool kStream, class T>
+PERSIMMON_INLINE void norm_rows(const LayerNormParams& p, int64_t begin, int64_t end) {
+  const int64_t C = p.C;
+  const T* weight = static_cast<const T*>(p.weight);
+  const T* bias = static_cast<const T*>(p.bias);
+  alignas(kStreamAlignment) char held[kStream ? kStreamedRowBytes : 1];
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(p.x) + row * C;
+    T* y = static_cast<T*>(p.y) + row * C;
+    const int64_t step = row + 1 < end ? C : 0;
+    if (p.residual == nullptr) {
+      constexpr T* none = nullptr;
+      norm_row<kStream>(x, statistics(x, C, p.eps), weight, bias, none, y, C, x + step, none);
+      continue;
+    }
+    const T* residual = static_cast<const T*>(p.residual) + row * C;
+    T* sum = static_cast<T*>(p.sum) + row * C;
+    T* rounded = kStream ? reinterpret_cast<T*>(held) : sum;
+    const float total = sum_of(C, [&](int64_t i, int count) {
+      store_twin_up_to(rounded + i, load_twin_up_to(x + i, count) + load_twin_up_to(residual + i, count), count);
+      return load_twin_up_to(rounded + i, count);
+    });
+    norm_row<kStream>(rounded, statistics(rounded, total, C, p.eps), weight, bias, sum, y, C, x + step,
+                      residual + step);
+  }
+  if (kStream) finish_streams();
 }
 
 void layer_norm(const LayerNormParams& p, int64_t begin, int64_t end) {
   with_type(p.dtype, [&](auto tag) {
     using T = decltype(tag);
-    const int64_t C = p.C;
-    const T* weight = static_cast<const T*>(p.weight);
-    const T* bias = static_cast<const T*>(p.bias);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* x = static_cast<const T*>(p.x) + row * C;
-      T* y = static_cast<T*>(p.y) + row * C;
-      const int64_t step = row + 1 < end ? C : 0;
-      if (p.residual == nullptr) {
-        norm_row(x, statistics(x, C, p.eps), weight, bias, y, C, x + step, static_cast<const T*>(nullptr));
-        continue;
-      }
-      const T* residual = static_cast<const T*>(p.residual) + row * C;
-      T* sum = static_cast<T*>(p.sum) + row * C;
-      const float total = sum_of(C, [&](int64_t i, int count) {
-        store_flushing(sum + i, load_up_to(x + i, count) + load_up_to(residual + i, count), count);
-        return load_up_to(sum + i, count);  // as rounded
-      });
-      norm_row(sum, statistics(sum, total, C, p.eps), weight, bias, y, C, x + step, residual + step);
+    const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % kStreamAlignment == 0; };
+    const int64_t bytes = p.C * int64_t(sizeof(T));
+    const bool whole = p.C % kTwin == 0 && bytes % kStreamAlignment == 0 && aligned(p.y) && aligned(p.sum);
+    if (p.bypass_caches && whole && bytes <= kStreamedRowBytes) {
+      norm_rows<true, T>(p, begin, end);
+    } else {
+      norm_rows<false, T>(p, begin, end);
     }
   });
 }

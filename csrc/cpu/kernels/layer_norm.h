@@ -15,6 +15,7 @@ struct LayerNormParams {
   void* sum;             // [rows, C], written where residual is given
   void* y;               // [rows, C]
   int64_t C;
+  bool bypass_caches;  // when storing the results, where possible
   float eps;
   DType dtype;
 };

@@ -47,11 +47,14 @@ PERSIMMON_INLINE vf from_bf16(vh h) {
 #endif
 }
 
-PERSIMMON_INLINE vh to_bf16(vf x) {  // round to nearest even; a NaN stays a NaN
+// bf16 in the upper halves, what was rounded in the lower ones: to nearest even; a NaN stays a NaN.
+PERSIMMON_INLINE vu rounded_to_bf16(vf x) {
   const vu u = bit_cast<vu>(x);
-  const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  const vu quiet_nan = (u >> 16) | 0x40;
-  const vu bits = x == x ? rounded : quiet_nan;
+  return x == x ? u + 0x7fff + ((u >> 16) & 1) : u | 0x400000;
+}
+
+PERSIMMON_INLINE vh to_bf16(vf x) {
+  const vu bits = rounded_to_bf16(x) >> 16;
 #if defined(__AVX512F__)
   return (vh)_mm512_cvtepi32_epi16((__m512i)bits);
 #else
