@@ -49,6 +49,25 @@ class Side:
         return logits
 
 
+class PlannedSide:
+    """The steps of ``generate()`` on our model: its kernels without its modules. Every call of `step` is the same."""
+
+    def __init__(self, model: Any, prompt: Tensor) -> None:
+        self.token = prompt[:, -1:]
+        self.past = prompt.shape[1]
+        self.cache = model.make_cache(len(prompt), self.past + 1)
+        model(prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.plan = model.decode_plan(self.past + 1, self.cache)
+
+    def step(self) -> Tensor:
+        """Returns the likeliest next token [B], from logits in float32, as generate() chooses it."""
+        with torch.inference_mode():
+            logits = self.plan(self.token, self.past, None, self.cache)
+        chosen = logits[:, -1].to(torch.float32, copy=True).argmax(-1)
+        self.cache.truncate(self.past)
+        return chosen
+
+
 def compare(sides: dict[str, Side], limit: float) -> float | None:
     """Largest relative difference of the logits over the first steps; None where there is one side only."""
     found = None
@@ -134,7 +153,11 @@ def run(arguments: list[str] | None = None) -> None:
     if "transformers" in samples:
         result["ratio"] = samples["transformers"].median / samples["ours"].median
     if chosen.profile:
-        result["profile"] = step_profile.shares(sides["ours"].step, min(chosen.repeats, 10))
+        steps = min(chosen.repeats, 10)
+        result["profile"] = step_profile.shares(sides["ours"].step, steps)
+        planned = PlannedSide(pair.ours, prompt)
+        planned.step()
+        result["generate_profile"] = step_profile.shares(planned.step, steps)
     show(result)
     table.write_json(chosen.json, result)
 
@@ -156,6 +179,7 @@ def show(result: dict[str, Any]) -> None:
     print("\n" + "\n".join(lines))
     if "profile" in result:
         print("\nshare of our step's time:\n" + step_profile.text(result["profile"]))
+        print("\nof a step of generate():\n" + step_profile.text(result["generate_profile"]))
 
 
 if __name__ == "__main__":

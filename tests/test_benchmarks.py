@@ -73,7 +73,9 @@ def test_decode(dtype: str, tmp_path: Path) -> None:
     result = results_of(decode, [*MODEL, "--dtype", dtype, "--batch", "2", "--context", "5", "--profile"], tmp_path)
     assert [row["side"] for row in result["results"]] == ["ours", "transformers"]
     assert result["ratio"] > 0
-    assert result["profile"]["linear"] > 0
+    for profile in (result["profile"], result["generate_profile"]):
+        assert profile["linear"] > 0
+        assert sum(profile.values()) == pytest.approx(1)
     assert result["logits_difference"] < decode.LIMITS[dtype]
     logits = 2 * 211 * torch.finfo(getattr(torch, dtype)).bits // 8
     assert logits <= result["scratch_bytes"] < 1e6
