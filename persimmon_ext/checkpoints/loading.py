@@ -26,8 +26,8 @@ from persimmon_ext.checkpoints.replacing import check_unchanged, file_states, se
 from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dtype
 from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
-from persimmon_ext.huge_pages import on_huge_pages
 from persimmon_ext.hub_files import HubRequest
+from persimmon_ext.huge_pages import on_huge_pages
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 
 Model = TypeVar("Model", bound=nn.Module)
