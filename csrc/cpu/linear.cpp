@@ -8,11 +8,6 @@
 
 namespace persimmon::cpu {
 
-void check_weight(const at::Tensor& x, const at::Tensor& weight) {
-  check_dim(weight, "weight", 2);
-  check_like(weight, "weight", x, "x", weight.sizes());
-}
-
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight_, const OptionalTensor& bias,
                   const OptionalTensor& residual, bool relu2) {
   check_weight(x, weight_);

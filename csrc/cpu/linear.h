@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 
+#include "../product_checks.h"
 #include "kernels/linear.h"
 
 namespace persimmon::cpu {
@@ -48,9 +49,6 @@ void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, i
 
 // Any number of rows: torch's matrix product, then the epilogue. weight [N, K] of any strides.
 void dense_product(const Product& p, const at::Tensor& weight);
-
-// x and weight [N, K] of one dtype and device.
-void check_weight(const at::Tensor& x, const at::Tensor& weight);
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& residual, bool relu2);

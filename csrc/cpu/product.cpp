@@ -2,8 +2,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
-#include <vector>
-
 #include "binding.h"
 #include "huge_pages.h"
 #include "linear.h"
@@ -28,15 +26,7 @@ int64_t Product::epilogue_blocks() const { return M * ((N + kEpilogueColumns - 1
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
                      const OptionalTensor& residual, bool relu2) {
   const DType dtype = dtype_of(x, "x");
-  TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
-  TORCH_CHECK_VALUE(x.size(-1) == K, "x must have the weight's ", K, " columns in its last dimension, got shape ",
-                    x.sizes(), ".");
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = N;
-  int64_t M = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) M *= x.size(i);
-  if (bias) check_like(*bias, "bias", x, "x", {N});
-  if (residual) check_like(*residual, "residual", x, "x", sizes);
+  const auto [sizes, M] = check_product(x, N, K, bias, residual);
   return {
       .x = x.contiguous().view({M, K}),
       .bias = bias ? bias->contiguous() : at::Tensor(),

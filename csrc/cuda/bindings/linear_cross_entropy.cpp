@@ -17,8 +17,11 @@
 namespace persimmon::cuda {
 namespace {
 
-// The largest tile of logits: 2^26 of them, 128 MiB in 16 bits and 256 MiB in float32.
-constexpr int64_t kTileRows = 4096, kTileColumns = 16384;
+// The largest tile of logits takes 128 MiB.
+constexpr int64_t kTileRows = 4096, kTileBytes = 128 << 20;
+
+// Of the vocabulary.
+int64_t tile_columns(const at::Tensor& hidden) { return kTileBytes / kTileRows / hidden.element_size(); }
 
 // The labels' values are not looked at: that would wait for the device. One out of range gives the loss NaN.
 simt::Dtype check(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels) {
@@ -42,9 +45,10 @@ void check_row_values(const at::Tensor& t, const char* name, const at::Tensor& h
 template <class Body>
 void for_each_tile(const at::Tensor& hidden, const at::Tensor& weight, const Body& body) {
   const int64_t N = hidden.size(0), V = weight.size(0);
-  const at::Tensor buffer = at::empty({std::min(N, kTileRows) * std::min(V, kTileColumns)}, hidden.options());
-  for (int64_t column = 0; column < V; column += kTileColumns) {
-    const at::Tensor tile = weight.narrow(0, column, std::min(kTileColumns, V - column));
+  const int64_t most_columns = tile_columns(hidden);
+  const at::Tensor buffer = at::empty({std::min(N, kTileRows) * std::min(V, most_columns)}, hidden.options());
+  for (int64_t column = 0; column < V; column += most_columns) {
+    const at::Tensor tile = weight.narrow(0, column, std::min(most_columns, V - column));
     for (int64_t row = 0; row < N; row += kTileRows) {
       const int64_t rows = std::min(kTileRows, N - row);
       at::Tensor logits = buffer.narrow(0, 0, rows * tile.size(0)).view({rows, tile.size(0)});
@@ -98,7 +102,8 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(const at::Tenso
   const at::Tensor dhidden = at::zeros({N, C}, fp32), dweight = at::empty(weight.sizes(), weight.options());
   if (N == 0) dweight.zero_();
   const bool single_block = N <= kTileRows;
-  const at::Tensor dtile = single_block ? at::Tensor() : at::empty({std::min(weight.size(0), kTileColumns), C}, fp32);
+  const at::Tensor dtile =
+      single_block ? at::Tensor() : at::empty({std::min(weight.size(0), tile_columns(hidden)), C}, fp32);
   for_each_tile(hidden, weight, [&](int64_t row, int64_t column, const at::Tensor& logits, const at::Tensor& tile) {
     const int64_t rows = logits.size(0), columns = logits.size(1);
     const CrossEntropyBackwardParams params{

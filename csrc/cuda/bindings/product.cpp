@@ -6,7 +6,6 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "../relu2.cuh"
 
@@ -30,15 +29,7 @@ void apply_epilogue(const Product& p) {
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
                      const OptionalTensor& residual, bool relu2) {
   const simt::Dtype dtype = dtype_of(x, "x");
-  TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
-  TORCH_CHECK_VALUE(x.size(-1) == K, "x must have the weight's ", K, " columns in its last dimension, got shape ",
-                    x.sizes(), ".");
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = N;
-  int64_t M = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) M *= x.size(i);
-  if (bias) check_like(*bias, "bias", x, "x", {N});
-  if (residual) check_like(*residual, "residual", x, "x", sizes);
+  const auto [sizes, M] = check_product(x, N, K, bias, residual);
   return {
       .x = aligned_contiguous(x).view({M, K}),
       .bias = bias ? bias->contiguous() : at::Tensor(),
@@ -50,11 +41,6 @@ Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTe
       .K = K,
       .dtype = dtype,
   };
-}
-
-void check_weight(const at::Tensor& x, const at::Tensor& weight) {
-  check_dim(weight, "weight", 2);
-  check_like(weight, "weight", x, "x", weight.sizes());
 }
 
 LinearParams linear_params(const Product& p, const at::Tensor& weight, const at::Tensor& scale) {

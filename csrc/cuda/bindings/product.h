@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 
+#include "../../product_checks.h"
 #include "../linear.cuh"
 #include "../sparse_linear.cuh"
 #include "binding.h"
@@ -32,9 +33,6 @@ struct Product {
 
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
                      const OptionalTensor& residual, bool relu2);
-
-// x and weight [N, K] of one dtype and device.
-void check_weight(const at::Tensor& x, const at::Tensor& weight);
 
 using LinearLauncher = cudaError_t (*)(const LinearParams&, simt::Dtype, cudaStream_t);
 using SparseLauncher = cudaError_t (*)(const SparseLinearParams&, simt::Dtype, cudaStream_t);
