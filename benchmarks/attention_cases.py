@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cases import EPS, Case, Shapes, accurate, size
 from benchmarks.small_cases import Heads
 from persimmon_ext import ops, reference
+
+
+def with_flash(shapes: Shapes, function: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """`function` with nothing but torch's own flash attention, which takes 16 bits on CUDA: a further side."""
+    if shapes.device.type != "cuda" or shapes.dtype == torch.float32:
+        return {}
+
+    def flash() -> Any:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return function()
+
+    return {"flash": flash}
 
 
 def attention(shapes: Shapes) -> Iterator[Case]:
@@ -30,7 +44,7 @@ def attention(shapes: Shapes) -> Iterator[Case]:
 
         check = accurate("attention", ours, eager, exact)
         products = 4 * H * D * T * (T + 1) // 2  # two products over the visible keys
-        yield Case(f"1x{H}x{T}x{D}", ours, eager, check, 4 * size(q), products)
+        yield Case(f"1x{H}x{T}x{D}", ours, eager, check, 4 * size(q), products, with_flash(shapes, eager))
 
 
 def decode_attention_(shapes: Shapes) -> Iterator[Case]:
@@ -59,7 +73,8 @@ def decode_attention_(shapes: Shapes) -> Iterator[Case]:
             return F.scaled_dot_product_attention(q, keys, values).transpose(1, 2)
 
         check = accurate("decode_attention_", ours, eager, exact)
-        yield Case(f"1x{H}x{S}x{D}", ours, eager, check, size(k_cache, v_cache))
+        moved = size(k_cache, v_cache)
+        yield Case(f"1x{H}x{S}x{D}", ours, eager, check, moved, peers=with_flash(shapes, eager))
 
 
 def decode_attention_int8_(shapes: Shapes) -> Iterator[Case]:
@@ -94,4 +109,4 @@ def decode_attention_int8_(shapes: Shapes) -> Iterator[Case]:
             return attend(q, k, v, copies)
 
         check = accurate("decode_attention_int8_", ours, eager, exact)
-        yield Case(f"1x{H}x{S}x{D}", ours, eager, check, size(*cache))
+        yield Case(f"1x{H}x{S}x{D}", ours, eager, check, size(*cache), peers=with_flash(shapes, eager))

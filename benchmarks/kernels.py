@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import attention_cases, machine, options, product_cases, small_cases, table
+from benchmarks import attention_cases, backward_cases, machine, options, product_cases, small_cases, table
 from benchmarks.cases import Case, Shapes
 from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
@@ -22,16 +22,21 @@ Result = dict[str, Any]
 
 CASES: dict[str, Callable[[Shapes], Iterator[Case]]] = {
     "layer_norm": small_cases.layer_norm,
+    "layer_norm_backward": backward_cases.layer_norm_backward,
     "add_layer_norm": small_cases.add_layer_norm,
     "qk_norm_rope": small_cases.qk_norm_rope,
+    "qk_norm_rope_backward": backward_cases.qk_norm_rope_backward,
     "qk_norm_rope_append_": small_cases.qk_norm_rope_append_,
     "attention": attention_cases.attention,
+    "attention_backward": backward_cases.attention_backward,
     "decode_attention_": attention_cases.decode_attention_,
     "decode_attention_int8_": attention_cases.decode_attention_int8_,
     "linear": product_cases.linear,
     "sparse_linear": product_cases.sparse_linear,
     "relu2": small_cases.relu2,
+    "relu2_backward": backward_cases.relu2_backward,
     "linear_cross_entropy": product_cases.linear_cross_entropy,
+    "linear_cross_entropy_backward": backward_cases.linear_cross_entropy_backward,
     "sample": small_cases.sample,
     "linear_int8": product_cases.linear_int8,
     "linear_int4": product_cases.linear_int4,
