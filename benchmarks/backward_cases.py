@@ -17,31 +17,33 @@ from persimmon_ext.ops.native import CUDA_HEAD_DIM
 _ops = torch.ops.persimmon_ext
 
 
-class Autograd:
-    """The gradients of `function` at `inputs`, for the gradients `grads` of its results."""
+Gradients = Callable[[], tuple[Tensor, ...]]
 
-    def __init__(
-        self, function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
-    ) -> None:
-        self._inputs = [t.detach().requires_grad_() for t in inputs]
-        self._grads = list(grads)
-        with torch.enable_grad():
-            self._results = tensors(function(*self._inputs))
 
-    def __call__(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self._results, self._inputs, self._grads, retain_graph=True)
+def autograd(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
+) -> Gradients:
+    """Returns what computes the gradients of `function` at `inputs`, for the gradients `grads` of its results."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    with torch.enable_grad():
+        results = tensors(function(*leaves))
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(results, leaves, list(grads), retain_graph=True)
+
+    return gradients
 
 
 def _exact(
     function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
-) -> Callable[[], tuple[Tensor, ...]]:
+) -> Gradients:
     def exact() -> tuple[Tensor, ...]:
-        return Autograd(function, [t.float() for t in inputs], [g.float() for g in grads])()  # freed at once
+        return autograd(function, [t.float() for t in inputs], [g.float() for g in grads])()  # freed at once
 
     return exact
 
 
-def _stacked(gradients: Callable[[], tuple[Tensor, ...]]) -> Callable[[], Tensor]:
+def _stacked(gradients: Gradients) -> Callable[[], Tensor]:
     """All in one, for a check against the largest of them: of a single visible key, dq and dk are zeros."""
     return lambda: torch.stack(gradients())
 
@@ -64,7 +66,7 @@ def layer_norm_backward(shapes: Shapes) -> Iterator[Case]:
             return gradients
 
         inputs = (x, weight, bias)
-        eager, exact = Autograd(forward, inputs, [grad]), _exact(forward, inputs, [grad])
+        eager, exact = autograd(forward, inputs, [grad]), _exact(forward, inputs, [grad])
         check = accurate("layer_norm_backward", ours, eager, exact)
         yield Case(f"{T}x{shapes.hidden}", ours, eager, check, 3 * size(x))
 
@@ -87,7 +89,7 @@ def qk_norm_rope_backward(shapes: Shapes) -> Iterator[Case]:
             gradients: tuple[Tensor, ...] = _ops.qk_norm_rope_backward(*grads, *place)
             return gradients
 
-        eager, exact = Autograd(forward, inputs, grads), _exact(forward, inputs, grads)
+        eager, exact = autograd(forward, inputs, grads), _exact(forward, inputs, grads)
         check = accurate("qk_norm_rope_backward", ours, eager, exact)
         yield Case(f"1x{T}x{shapes.heads}x3x{shapes.head_dim}", ours, eager, check, 3 * size(heads.qkv))
 
@@ -113,9 +115,9 @@ def attention_backward(shapes: Shapes) -> Iterator[Case]:
             )
             return gradients
 
-        eager, exact = Autograd(forward, inputs, [grad]), _exact(forward, inputs, [grad])
+        eager, exact = autograd(forward, inputs, [grad]), _exact(forward, inputs, [grad])
         check = accurate("attention_backward", *map(_stacked, (ours, eager, exact)))
-        flash = with_flash(shapes, lambda i=inputs, g=grad: Autograd(forward, i, [g]))  # type: ignore[misc]
+        flash = with_flash(shapes, lambda i=inputs, g=grad: autograd(forward, i, [g]))  # type: ignore[misc]
         products = 10 * H * D * T * (T + 1) // 2  # five products over the visible keys
         yield Case(
             f"1x{H}x{T}x{D}",
@@ -140,7 +142,7 @@ def relu2_backward(shapes: Shapes) -> Iterator[Case]:
             gradient: Tensor = _ops.relu2_backward(grad, x, bias)
             return gradient
 
-        eager, exact = Autograd(forward, [x], [grad]), _exact(forward, [x], [grad])
+        eager, exact = autograd(forward, [x], [grad]), _exact(forward, [x], [grad])
         check = accurate("relu2_backward", ours, eager, exact)
         yield Case(f"{T}x{shapes.ffn}", ours, eager, check, 3 * size(x))
 
@@ -163,7 +165,7 @@ def linear_cross_entropy_backward(shapes: Shapes) -> Iterator[Case]:
             return gradients
 
         inputs = (hidden, weight)
-        eager, exact = Autograd(forward, inputs, [dloss]), _exact(forward, inputs, [dloss])
+        eager, exact = autograd(forward, inputs, [dloss]), _exact(forward, inputs, [dloss])
         check = accurate("linear_cross_entropy_backward", ours, eager, exact)
         moved = 2 * size(hidden, weight)  # read, and the gradients written
         shape = f"{T} x [{shapes.vocab}, {shapes.hidden}]"

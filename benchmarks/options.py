@@ -59,7 +59,8 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
 
 def matmul_rate(arguments: argparse.Namespace, device: torch.device) -> float:
     """:func:`benchmarks.machine.matmul_rate` at the size that fits the options."""
-    return machine.matmul_rate(DTYPES[arguments.dtype], device, min(2048, arguments.hidden))
+    size = 2 * arguments.hidden if device.type == "cuda" else min(2048, arguments.hidden)
+    return machine.matmul_rate(DTYPES[arguments.dtype], device, size)
 
 
 def main(run: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@
 #
 #   scripts/check_kernels.sh
 #
-# The plan is a line in the .cu file for each kernel, dynamic shared memory in bytes; a kernel without one has "-":
+# The plan is a line in the .cu file for each kernel, which must have one; dynamic shared memory in bytes:
 #   // Occupancy: attention_forward 128 threads x 2 blocks, 49152 B
 #
 # CUDA_HOME chooses the toolkit (default: the one of the nvcc on PATH, then /usr/local/cuda). ALLOW_NO_NVCC=1 turns a missing
@@ -94,9 +94,9 @@ sort "$work/table" | awk -F '\t' -v plans="$work/plans" '
     printf "%-46s %-7s %9s %9s %5s %5s  %s\n", "kernel", "arch", "registers", "shared", "stack", "spill", "planned occupancy"
   }
   {
-    kernel = $1; sub(/<.*/, "", kernel); shared = $4 + dynamic[kernel]; plan = "-"; note = ""
-    if ($5 + $6 > 0) note = "  <- stack and spill must be 0"
+    kernel = $1; sub(/<.*/, "", kernel); shared = $4 + dynamic[kernel]; plan = "-"; note = "  <- no occupancy is planned"
     if (kernel in threads) {
+      note = ""
       warps = threads[kernel] * blocks[kernel] / 32
       plan = sprintf("%d threads x %d blocks, %d of 64 warps", threads[kernel], blocks[kernel], warps)
       registers = int((32 * $3 + 255) / 256) * 256 * warps
@@ -105,6 +105,7 @@ sort "$work/table" | awk -F '\t' -v plans="$work/plans" '
       if ((shared + 1024) * blocks[kernel] > capacity) note = note "  <- too much shared memory for it"
       seen[kernel] = 1
     }
+    if ($5 + $6 > 0) note = note "  <- stack and spill must be 0"
     printf "%-46s %-7s %9d %7d B %5d %5d  %s%s\n", $1, $2, $3, shared, $5, $6, plan, note
     if (note != "") bad = 1
   }

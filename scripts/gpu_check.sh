@@ -66,6 +66,12 @@ step 150 "benchmarks.kernels" "$python" -m benchmarks.kernels --device cuda --se
   --json "$out/kernels.json"
 step 60 "benchmarks.decode" "$python" -m benchmarks.decode --device cuda --context 512 --json "$out/decode.json"
 step 60 "benchmarks.prefill" "$python" -m benchmarks.prefill --device cuda --tokens 2048 --json "$out/prefill.json"
+# torch.compile takes seconds a case, so it meets a few of them, where time is left.
+if [ $((deadline - $(date +%s))) -gt 60 ]; then
+  step 120 "benchmarks.kernels --compile" "$python" -m benchmarks.kernels --device cuda --compile --seconds 0.4 --rows 1 \
+    --tokens 2048 --context 4096 --only layer_norm add_layer_norm qk_norm_rope attention decode_attention_ linear relu2 sample \
+    --json "$out/kernels-compile.json"
+fi
 
 [ ! -f "$out/kernels.json" ] || "$python" -m benchmarks.report "$out"/*.json
 echo
