@@ -33,16 +33,12 @@ def decode(model: Any, prompt: Tensor, new_tokens: int) -> Tensor:
         slots, angles = places[place : place + 1].expand(B, 1), (cos[:, place : place + 1], sin[:, place : place + 1])
         x = F.embedding(tokens[:, place : place + 1], embedding)
         for layer, attention, mlp, k_cache, v_cache in layers:
-            norm, second = layer.input_layernorm, layer.post_attention_layernorm
-            y = ops.layer_norm(x, norm.weight, norm.bias, eps)
-            qkv = ops.linear(y, attention.query_key_value.weight, attention.query_key_value.bias)
+            qkv = ops.norm_linear(x, *attention.operands_behind(layer.input_layernorm))
             y = ops.decode_attention_(
                 qkv.view(B, 1, H, 3, D), *attention.norms(), *angles, k_cache, v_cache, slots, eps=eps
             )
-            y = ops.linear(y.view(B, 1, H * D), attention.dense.weight, attention.dense.bias)
-            x, y = ops.add_layer_norm(y, x, second.weight, second.bias, eps)
-            y = ops.linear(y, mlp.dense_h_to_4h.weight, mlp.dense_h_to_4h.bias, relu2=True)
-            x = ops.sparse_linear(y, mlp.dense_4h_to_h.weight, mlp.dense_4h_to_h.bias, residual=x)
-        logits = ops.linear(ops.layer_norm(x, final.weight, final.bias, eps), head)
+            x = ops.linear(y.view(B, 1, H * D), attention.dense.weight, attention.dense.bias, residual=x)
+            x = ops.norm_mlp(x, *mlp.operands_behind(layer.post_attention_layernorm))
+        logits = ops.norm_linear(x, *final.operands(), head)
         tokens[:, place + 1] = logits[:, -1].max(-1).indices
     return tokens

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import attention_cases, backward_cases, machine, options, product_cases, small_cases, table
+from benchmarks import (
+    attention_cases,
+    backward_cases,
+    machine,
+    normed_cases,
+    options,
+    product_cases,
+    small_cases,
+    table,
+)
 from benchmarks.cases import Case, Shapes
 from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
@@ -33,6 +42,8 @@ CASES: dict[str, Callable[[Shapes], Iterator[Case]]] = {
     "decode_attention_int8_": attention_cases.decode_attention_int8_,
     "linear": product_cases.linear,
     "sparse_linear": product_cases.sparse_linear,
+    "norm_linear": normed_cases.norm_linear,
+    "norm_mlp": normed_cases.norm_mlp,
     "relu2": small_cases.relu2,
     "relu2_backward": backward_cases.relu2_backward,
     "linear_cross_entropy": product_cases.linear_cross_entropy,

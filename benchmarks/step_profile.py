@@ -22,6 +22,8 @@ READING = (
     "linear_int4",
     "sparse_linear_int8",
     "sparse_linear_int4",
+    "norm_linear",
+    "norm_mlp",
     "decode_attention_",
     "attention",
 )

@@ -49,6 +49,15 @@ TORCH_LIBRARY(persimmon_ext, m) {
   m.def("linear_int4(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, bool relu2) -> Tensor");
   m.def("sparse_linear_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual) -> Tensor");
   m.def("sparse_linear_int4(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual) -> Tensor");
+  // layer_norm(x) W^T + bias, and x + the MLP of layer_norm(x): for a decode step, without gradients. A weight's dtype
+  // says whether it is elements, int8 or int4; only codes have a scale. down is hidden-major, as in the sparse
+  // products.
+  m.def(
+      "norm_linear(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight, Tensor? scale, "
+      "Tensor? bias) -> Tensor");
+  m.def(
+      "norm_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor up, Tensor? up_scale, "
+      "Tensor? up_bias, Tensor down, Tensor? down_scale, Tensor? down_bias) -> Tensor");
   m.def("relu2(Tensor x, Tensor? bias) -> Tensor");
   m.def("relu2_backward(Tensor grad, Tensor x, Tensor? bias) -> Tensor");
 

@@ -11,58 +11,56 @@ Dims: B batch, T new tokens, H heads, D head dim, R rotary dim, C hidden, K inpu
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from persimmon_ext import ops
-from persimmon_ext.layers import HiddenMajorLinear, LayerNorm, Linear, PersimmonAttention, decode_attention
+from persimmon_ext.layers import LayerNorm, Linear, Operands, PersimmonAttention, PersimmonMLP, decode_attention
 from persimmon_ext.ops.native import takes
 from persimmon_ext.ops.qk_norm_rope import has_cuda_sizes
 
 _ops = torch.ops.persimmon_ext
 
-Norm = Callable[[Tensor], Tensor]
-AddNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Product = Callable[[Tensor], Tensor]
+NormProduct = Callable[[Tensor], Tensor]
 AddedProduct = Callable[[Tensor, Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, "tuple[Tensor, ...]", Tensor, "Tensor | None"], Tensor]
 
 
-def bind_norm(norm: LayerNorm, like: Tensor) -> Norm:
-    """x [..., C] -> its norm [..., C]."""
-    weight, bias, eps = norm.weight, norm.bias, norm.eps
-    if not takes("layer_norm", like, weight, bias):
-        return norm.forward
-    op = _ops.layer_norm.default
-    return lambda x: op(x, weight, bias, eps)
+def bind_norm_product(norm: LayerNorm, layer: Any, like: Tensor) -> NormProduct:
+    """x [..., K] -> the product of its norm, [..., N]."""
+    operands = layer.operands()
+    arguments = (*norm.operands(), *operands)
+    if not takes("norm_linear", like, norm.weight, norm.bias, *_of_one_dtype(operands)):
+        return lambda x: ops.norm_linear(x, *arguments)
+    op = _ops.norm_linear.default
+    return lambda x: op(x, *arguments)
 
 
-def bind_add_norm(norm: LayerNorm, like: Tensor) -> AddNorm:
-    """x, residual [..., C] -> their sum and its norm, [..., C] each."""
-    weight, bias, eps = norm.weight, norm.bias, norm.eps
-    if not takes("add_layer_norm", like, weight, bias):
-        return lambda x, residual: ops.add_layer_norm(x, residual, weight, bias, eps)
-    op = _ops.add_layer_norm.default
-    return lambda x, residual: op(x, residual, weight, bias, eps)
+def bind_norm_mlp(norm: LayerNorm, mlp: PersimmonMLP, like: Tensor) -> NormProduct:
+    """x [..., C] -> x plus the MLP of its norm, [..., C]."""
+    arguments = mlp.operands_behind(norm)
+    weights = (*_of_one_dtype(mlp.dense_h_to_4h.operands()), *_of_one_dtype(mlp.dense_4h_to_h.operands()))
+    if not takes("norm_mlp", like, norm.weight, norm.bias, *weights):
+        return lambda x: ops.norm_mlp(x, *arguments)
+    op = _ops.norm_mlp.default
+    return lambda x: op(x, *arguments)
 
 
-def bind_product(layer: nn.Module, like: Tensor, *, relu2: bool = False) -> Product:
-    """x [..., K] -> [..., N], with the squared ReLU where asked."""
-    if not (isinstance(layer, Linear) and takes("linear", like, layer.weight, layer.bias)):
-        return partial(layer.forward, relu2=True) if relu2 else layer.forward
-    op, weight, bias = _ops.linear.default, layer.weight, layer.bias
-    return lambda x: op(x, weight, bias, None, relu2)
+def _of_one_dtype(operands: Operands) -> tuple[Tensor | None, Tensor | None]:
+    """Those of a product's operands that have x's dtype: codes and their scale have their own."""
+    weight, scale, bias = operands
+    return (weight if scale is None else None), bias
 
 
 def bind_added_product(layer: nn.Module, like: Tensor) -> AddedProduct:
     """x [..., K], residual [..., N] -> the product of x plus the residual."""
-    if not (isinstance(layer, HiddenMajorLinear) and takes("sparse_linear", like, layer.weight, layer.bias)):
+    if not (isinstance(layer, Linear) and takes("linear", like, layer.weight, layer.bias)):
         forward = layer.forward
         return lambda x, residual: forward(x, residual=residual)
-    op, weight, bias = _ops.sparse_linear.default, layer.weight, layer.bias
-    return lambda x, residual: op(x, weight, bias, residual)
+    op, weight, bias = _ops.linear.default, layer.weight, layer.bias
+    return lambda x, residual: op(x, weight, bias, residual, False)
 
 
 def bind_decode_attention(

@@ -18,15 +18,12 @@ from torch import Tensor, nn
 
 from persimmon_ext.bound_layers import (
     AddedProduct,
-    AddNorm,
     Attend,
-    Norm,
-    Product,
-    bind_add_norm,
+    NormProduct,
     bind_added_product,
     bind_decode_attention,
-    bind_norm,
-    bind_product,
+    bind_norm_mlp,
+    bind_norm_product,
 )
 from persimmon_ext.cache import Cache
 from persimmon_ext.layers import (
@@ -49,13 +46,10 @@ _PLAIN = (*_PRODUCTS, LayerNorm, PersimmonAttention, PersimmonDecoderLayer, Pers
 class _Layer:
     """What a decoder layer does, as functions."""
 
-    input_norm: Norm
-    query_key_value: Product
+    query_key_value: NormProduct
     attend: Attend
-    dense: Product
-    add_norm: AddNorm
-    up: Product
-    down: AddedProduct
+    dense: AddedProduct
+    mlp: NormProduct
 
 
 class DecodePlan:
@@ -71,8 +65,7 @@ class DecodePlan:
         self._make_table(min(slots, model.config.max_position_embeddings))
         angle = self.angles(self._slots[:, :1])[0]
         self._layers = [_flatten(layer, self._embedding, angle, int8_cache) for layer in decoder.layers]
-        self._final_norm = bind_norm(decoder.final_layernorm, self._embedding)
-        self._head = bind_product(model.lm_head, self._embedding)
+        self._head = bind_norm_product(decoder.final_layernorm, model.lm_head, self._embedding)
         self._storages: list[tuple[Tensor, ...]] = []
         self._room = 0  # slots of them
 
@@ -130,11 +123,10 @@ class DecodePlan:
         heads, head_dim = self._heads, self._head_dim
         storages = self._storages_for(cache, B, T)
         for layer, storage in zip(self._layers, storages, strict=True):
-            qkv = layer.query_key_value(layer.input_norm(x)).view(B, T, heads, 3, head_dim)
+            qkv = layer.query_key_value(x).view(B, T, heads, 3, head_dim)
             attended = layer.attend(qkv, cos, sin, storage, slots, padding)
-            x, normed = layer.add_norm(layer.dense(attended.reshape(B, T, C)), x)
-            x = layer.down(layer.up(normed), x)
-        return self._head(self._final_norm(x))
+            x = layer.mlp(layer.dense(attended.reshape(B, T, C), x))
+        return self._head(x)
 
     def _storages_for(self, cache: Cache, B: int, T: int) -> list[tuple[Tensor, ...]]:
         """The storages of all layers with room for T more tokens; asks only where the last ones may not do."""
@@ -147,13 +139,10 @@ class DecodePlan:
 
 
 def _flatten(layer: Any, like: Tensor, angle: Tensor, int8_cache: bool) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     return _Layer(
-        input_norm=bind_norm(layer.input_layernorm, like),
-        query_key_value=bind_product(attention.query_key_value, like),
+        query_key_value=bind_norm_product(layer.input_layernorm, attention.query_key_value, like),
         attend=bind_decode_attention(attention, like, angle, int8_cache=int8_cache),
-        dense=bind_product(attention.dense, like),
-        add_norm=bind_add_norm(layer.post_attention_layernorm, like),
-        up=bind_product(mlp.dense_h_to_4h, like, relu2=True),
-        down=bind_added_product(mlp.dense_4h_to_h, like),
+        dense=bind_added_product(attention.dense, like),
+        mlp=bind_norm_mlp(layer.post_attention_layernorm, layer.mlp, like),
     )

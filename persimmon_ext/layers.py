@@ -45,7 +45,16 @@ def can_fuse(module: nn.Module) -> bool:
     return bool(vars(kind).get("fuses")) and not hooked(module)
 
 
-class Linear(nn.Linear):
+#: A product's weight or codes, the scale of codes, and its bias, as :func:`persimmon_ext.ops.norm_linear` takes them.
+Operands = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+class _Unquantized(nn.Linear):
+    def operands(self) -> Operands:
+        return self.weight, None, self.bias
+
+
+class Linear(_Unquantized):
     """``nn.Linear`` on :func:`persimmon_ext.ops.linear`."""
 
     fuses = True
@@ -54,7 +63,7 @@ class Linear(nn.Linear):
         return ops.linear(x, self.weight, self.bias, relu2=relu2, residual=residual)
 
 
-class HiddenMajorLinear(nn.Linear):
+class HiddenMajorLinear(_Unquantized):
     """A linear layer whose weight [C, F] is stored hidden-major, strides (1, C): row j of its transpose is contiguous,
     so that the product can skip the rows whose activation is zero and one copy of the weight serves both products."""
 
@@ -82,6 +91,10 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def operands(self) -> tuple[Tensor, Tensor, float]:
+        """What a product with the norm in front takes."""
+        return self.weight, self.bias, self.eps
 
 
 def decode_attention(*, int8: bool) -> Callable[..., Tensor]:
@@ -118,6 +131,8 @@ class Step:
 class PersimmonAttention(nn.Module):
     """Causal self-attention with per-head LayerNorm on queries and keys and partial rotary embedding."""
 
+    fuses = True
+
     def __init__(self, config: PersimmonConfig, layer_idx: int) -> None:
         super().__init__()
         C, D = config.hidden_size, config.head_dim
@@ -132,10 +147,16 @@ class PersimmonAttention(nn.Module):
             self.q_layernorm = LayerNorm(D, eps=config.layer_norm_eps)
             self.k_layernorm = LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
-        """x [B, T, C] -> [B, T, C], and the probabilities [B, H, T, S] where they are asked for."""
+    def forward(
+        self, x: Tensor, step: Step, norm: LayerNorm | None = None, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [B, T, C] -> [B, T, C], and the probabilities [B, H, T, S] where they are asked for.
+
+        `norm` is that of x where it comes without one, for a projection that can take it along; `residual` [B, T, C] is
+        added to the result.
+        """
         B, T, _ = x.shape
-        qkv = self.query_key_value(x)
+        qkv = self.query_key_value(x) if norm is None else ops.norm_linear(x, *self.operands_behind(norm))
         qkv = qkv.view(B, T, qkv.shape[-1] // (3 * self.head_dim), 3, self.head_dim)
         dropout = self.attention_dropout if self.training else 0.0
         probabilities = None
@@ -151,8 +172,13 @@ class PersimmonAttention(nn.Module):
         else:
             q, k, v = self.heads(qkv, step)
             out, _ = ops.attention(q, k, v, start=step.visibility.start, length=step.visibility.length)
-        out = self.dense(out.reshape(B, T, -1))
+        out = out.reshape(B, T, -1)
+        out = self.dense(out) if residual is None else project(self.dense, out, residual=residual)
         return out, probabilities if step.output_attentions else None
+
+    def operands_behind(self, norm: LayerNorm) -> tuple[Any, ...]:
+        """What :func:`persimmon_ext.ops.norm_linear` takes for the fused projection."""
+        return *norm.operands(), *self.query_key_value.operands()
 
     def fuses_norms(self) -> bool:
         return not self.qk_layernorm or (can_fuse(self.q_layernorm) and can_fuse(self.k_layernorm))
@@ -238,6 +264,10 @@ class PersimmonMLP(nn.Module):
         )
         return out
 
+    def operands_behind(self, norm: LayerNorm) -> tuple[Any, ...]:
+        """What :func:`persimmon_ext.ops.norm_mlp` takes."""
+        return *norm.operands(), *self.dense_h_to_4h.operands(), *self.dense_4h_to_h.operands()
+
 
 class PersimmonDecoderLayer(nn.Module):
     """Attention and MLP, each behind a LayerNorm and inside a residual connection."""
@@ -252,8 +282,20 @@ class PersimmonDecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
         """x [B, T, C] -> [B, T, C], and the attention probabilities [B, H, T, S] where they are asked for."""
+        if x.shape[1] <= ops.MAX_DECODE_TOKENS and self.fuses_norms():
+            x, probabilities = self.self_attn(x, step, self.input_layernorm, x)
+            return ops.norm_mlp(x, *self.mlp.operands_behind(self.post_attention_layernorm)), probabilities
         attended, probabilities = self.self_attn(self.input_layernorm(x), step)
         x, normed = add_norm(self.post_attention_layernorm, attended, x)
         if self.training and self.hidden_dropout:
             return F.dropout(self.mlp(normed), self.hidden_dropout) + x, probabilities
         return project(self.mlp, normed, residual=x), probabilities
+
+    def fuses_norms(self) -> bool:
+        """Whether the products behind the norms may be computed together with them: in inference, as a plan does."""
+        if torch.is_grad_enabled() or self.mlp.hidden_act != "relu2" or (self.training and self.hidden_dropout):
+            return False
+        attention, mlp = self.self_attn, self.mlp
+        norms = (self.input_layernorm, self.post_attention_layernorm)
+        parts = (*norms, attention, attention.query_key_value, mlp, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
+        return all(can_fuse(part) for part in parts)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from persimmon_ext import ops, quantization
-from persimmon_ext.layers import HiddenMajorLinear, Linear
+from persimmon_ext.layers import HiddenMajorLinear, Linear, Operands
 from persimmon_ext.quantization import Format, parse_format
 
 _TRAINED_HEAD = "score"  # small, and often still to be trained: stays as it is
@@ -87,6 +87,9 @@ class QuantizedLinear(nn.Module):
         """act(x W^T + bias) + residual, act being the squared ReLU or nothing. x [..., K]; residual [..., N]."""
         op = ops.linear_int8 if self.format.bits == 8 else ops.linear_int4
         return op(x, self.codes, self.scale, self.bias, relu2=relu2, residual=residual)
+
+    def operands(self) -> Operands:
+        return self.codes, self.scale, self.bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         codes, scale = self.codes, self.scale

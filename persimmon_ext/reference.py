@@ -160,6 +160,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     return y if residual is None else y + residual
 
 
+def norm_linear(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """layer_norm(x) W^T + bias. x [..., C]; norm_weight, norm_bias [C]; weight [N, C]."""
+    return linear(layer_norm(x, norm_weight, norm_bias, eps), weight, bias, None, False)
+
+
+def norm_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+) -> Tensor:
+    """x + relu2(layer_norm(x) up^T + up_bias) down^T + down_bias. x [..., C]; up [F, C]; down [C, F]."""
+    hidden = linear(layer_norm(x, norm_weight, norm_bias, eps), up, up_bias, None, True)
+    return linear(hidden, down, down_bias, x, False)
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Per-row cross entropy of hidden W^T, and its log-sum-exp, in at least float32; 0 where the label is ignored."""
     logits = at_least_float32(hidden @ weight.T)  # [N, V]

@@ -29,6 +29,7 @@ def samples(dtype: torch.dtype, grad: bool) -> dict[str, tuple]:
     slots = torch.tensor([[2, 3, 4], [0, 1, 2]])
     x, weight = r(4, 5), r(6, 5, seed=1)
     hidden_major = randn(5, 6, dtype=dtype, seed=2).T.detach().requires_grad_(grad)
+    normed = (x.detach(), randn(5, dtype=dtype, seed=1), randn(5, dtype=dtype, seed=2), 1e-5)
     wide = randn(3, 128, dtype=dtype).detach()
     int8, int4 = quantization.quantize_int8(randn(6, 128)), quantization.quantize_int4(randn(6, 128))
     sparse8 = quantization.quantize_hidden_major_int8(randn(64, 128))
@@ -87,6 +88,8 @@ def samples(dtype: torch.dtype, grad: bool) -> dict[str, tuple]:
         "sample": (x.detach(), torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]]), 0.9, 3, 0.9, 0.01),
         "linear_int8": (wide, *int8, randn(6, dtype=dtype), randn(3, 6, dtype=dtype), True),
         "linear_int4": (wide, *int4, randn(6, dtype=dtype), randn(3, 6, dtype=dtype), True),
+        "norm_linear": (*normed, weight.detach(), None, randn(6, dtype=dtype, seed=3)),
+        "norm_mlp": (*normed, weight.detach(), None, randn(6, dtype=dtype, seed=3), weight.detach().T, None, None),
         "sparse_linear_int8": (wide, *sparse8, randn(64, dtype=dtype), randn(3, 64, dtype=dtype)),
         "sparse_linear_int4": (wide, *sparse4, randn(64, dtype=dtype), randn(3, 64, dtype=dtype)),
     }

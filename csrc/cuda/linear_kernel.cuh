@@ -20,7 +20,7 @@ template <class Weight, int kM>
 struct LinearTile {
   static constexpr int kRows = Weight::kGroupScale && kM > 4 ? 2 : 4;  // scaled groups need a second set of sums
   static constexpr int kVectors = Weight::kValues == 8 && kM <= 2 ? 2 : 1;
-  static constexpr int kMinBlocks = kM <= (Weight::kGroupScale ? 2 : 8) ? 2 : 1;
+  static constexpr int kMinBlocks = kM <= (Weight::kGroupScale ? 1 : 8) ? 2 : 1;
   static constexpr int kBlockRows = kRows * kLinearWarps;
   static constexpr int kStepVectors = simt::kWarpSize * kVectors;  // of a row
   static constexpr int kStepColumns = kStepVectors * Weight::kValues;

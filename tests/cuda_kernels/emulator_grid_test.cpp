@@ -90,12 +90,14 @@ void check_wrong_kernels() {
   const char* const no_wait = "exits without having waited for the kernels in front";
   emulator_test::expect_error(no_wait, [&] { launch_add<Bug::kNoWait>(in, out); });
   emulator_test::expect_error(no_wait, [&] { launch_add<Bug::kHalfWaits>(in, out); });
+#ifndef SIMT_THREAD_SANITIZER  // which reports the race itself
   simt::set_seed(0);
   simt::set_predecessor([&] {
     for (int i = 0; i < kElements; ++i) in[i] = 1.0f;
   });
   launch_add<Bug::kReadsEarly>(in, out);
   expect(out[0] != 2.0f, "what is read too early has not been written");
+#endif
 }
 #endif
 

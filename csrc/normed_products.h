@@ -1,0 +1,39 @@
+// What norm_linear and norm_mlp share on all devices: their operands, checks, and the way to a result by other ops,
+// which the CPU goes always and a GPU where its kernels do not take the operands.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace persimmon {
+
+struct Norm {
+  const at::Tensor& weight;  // [C]
+  const at::Tensor& bias;    // [C]
+  double eps;
+};
+
+// Of a product. The weight's dtype says which: codes, int8 or uint8 (two of int4), have a scale; others have x's dtype.
+struct Weights {
+  const at::Tensor& weight;
+  const std::optional<at::Tensor>& scale;
+  const std::optional<at::Tensor>& bias;
+
+  bool are_codes() const { return weight.scalar_type() == at::kChar || weight.scalar_type() == at::kByte; }
+};
+
+// The norm fits x [..., C], and `weights`, called `name`, have a scale if they are codes and only then.
+void check_norm(const at::Tensor& x, const Norm& norm);
+void check_scale(const Weights& weights, const char* name);
+
+// The operands of norm_mlp fit x [..., C], which its output is added to.
+void check_mlp(const at::Tensor& x, const Norm& norm, const Weights& up, const Weights& down);
+
+// layer_norm(x) W^T + bias; W as linear, linear_int8 and linear_int4 have it.
+at::Tensor composed_norm_linear(const at::Tensor& x, const Norm& norm, const Weights& weights);
+
+// x + max(layer_norm(x) up^T + up_bias, 0)^2 down^T + down_bias; down as sparse_linear and its quantised forms have it.
+at::Tensor composed_norm_mlp(const at::Tensor& x, const Norm& norm, const Weights& up, const Weights& down);
+
+}  // namespace persimmon
