@@ -14,6 +14,7 @@ from benchmarks.cases import EPS, Case, Shapes, accurate, size
 from persimmon_ext import ops, quantization, reference
 
 _SPREAD = 0.02  # of weights
+_KINDS = ("elements", "int8", "int4")
 _QUANTILE = -1.2816  # of a normal distribution, below which are 10%: the others are zeros behind the squared ReLU
 
 
@@ -48,58 +49,65 @@ def _weight(shapes: Shapes, kind: str, N: int, K: int, *, hidden_major: bool = F
     return _Weight(codes, scale, exact, exact.to(shapes.dtype).contiguous())
 
 
-def _kinds(shapes: Shapes) -> Iterator[tuple[str, int]]:
-    """Kinds of weights, each with the numbers of rows of x."""
-    for kind in ("elements", "int8", "int4"):
-        for rows in shapes.rows:
-            yield kind, rows
-
-
 def norm_linear(shapes: Shapes) -> Iterator[Case]:
     C, N = shapes.hidden, 3 * shapes.hidden
     norm = (*shapes.norm(C), EPS)
-    weights = {kind: _weight(shapes, kind, N, C) for kind, _ in _kinds(shapes)}
     bias = shapes.normal(N, spread=_SPREAD)
-    for kind, rows in _kinds(shapes):
-        x, weight = shapes.normal(rows, C), weights[kind]
+    for kind in _KINDS:
+        weight = _weight(shapes, kind, N, C)
+        for rows in shapes.rows:
+            yield _norm_linear(kind, shapes.normal(rows, C), norm, weight, bias)
 
-        def ours(x: Tensor = x, w: _Weight = weight) -> Tensor:
-            return ops.norm_linear(x, *norm, w.operand, w.scale, bias)
 
-        def eager(x: Tensor = x, w: _Weight = weight) -> Tensor:
-            return reference.norm_linear(x, *norm, w.rounded, bias)
+def _norm_linear(kind: str, x: Tensor, norm: tuple[Tensor, Tensor, float], weight: _Weight, bias: Tensor) -> Case:
+    N, C = weight.exact.shape
 
-        def exact(x: Tensor = x, w: _Weight = weight) -> Tensor:
-            return reference.norm_linear(x.float(), norm[0].float(), norm[1].float(), EPS, w.exact, bias.float())
+    def ours() -> Tensor:
+        return ops.norm_linear(x, *norm, weight.operand, weight.scale, bias)
 
-        check = accurate(f"norm_linear, {kind}", ours, eager, exact)
-        yield Case(f"{rows} x [{N}, {C}] qkv {kind}", ours, eager, check, weight.nbytes, 2 * rows * N * C)
+    def eager() -> Tensor:
+        return reference.norm_linear(x, *norm, weight.rounded, bias)
+
+    def exact() -> Tensor:
+        return reference.norm_linear(x.float(), norm[0].float(), norm[1].float(), EPS, weight.exact, bias.float())
+
+    check = accurate(f"norm_linear, {kind}", ours, eager, exact)
+    return Case(f"{len(x)} x [{N}, {C}] qkv {kind}", ours, eager, check, weight.nbytes, 2 * len(x) * N * C)
 
 
 def norm_mlp(shapes: Shapes) -> Iterator[Case]:
     """With 90% zeros, each row its own."""
     C, F = shapes.hidden, shapes.ffn
     norm = (*shapes.norm(C), EPS)
-    ups = {kind: _weight(shapes, kind, F, C) for kind, _ in _kinds(shapes)}
-    downs = {kind: _weight(shapes, kind, C, F, hidden_major=True) for kind, _ in _kinds(shapes)}
-    up_bias = shapes.normal(F, spread=_SPREAD) + _QUANTILE * _SPREAD * C**0.5
-    down_bias = shapes.normal(C, spread=_SPREAD)
-    for kind, rows in _kinds(shapes):
-        x, up, down = shapes.normal(rows, C), ups[kind], downs[kind]
+    biases = shapes.normal(F, spread=_SPREAD) + _QUANTILE * _SPREAD * C**0.5, shapes.normal(C, spread=_SPREAD)
+    for kind in _KINDS:
+        up, down = _weight(shapes, kind, F, C), _weight(shapes, kind, C, F, hidden_major=True)
+        for rows in shapes.rows:
+            yield _norm_mlp(kind, shapes.normal(rows, C), norm, up, down, biases)
 
-        def ours(x: Tensor = x, up: _Weight = up, down: _Weight = down) -> Tensor:
-            operands = (up.operand, up.scale, up_bias, down.operand, down.scale, down_bias)
-            return ops.norm_mlp(x, *norm, *operands)
 
-        def eager(x: Tensor = x, up: _Weight = up, down: _Weight = down) -> Tensor:
-            return reference.norm_mlp(x, *norm, up.rounded, up_bias, down.rounded, down_bias)
+def _norm_mlp(
+    kind: str,
+    x: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    up: _Weight,
+    down: _Weight,
+    biases: tuple[Tensor, Tensor],
+) -> Case:
+    F, C = up.exact.shape
 
-        def exact(x: Tensor = x, up: _Weight = up, down: _Weight = down) -> Tensor:
-            wide = [t.float() for t in (x, norm[0], norm[1], up_bias, down_bias)]
-            return reference.norm_mlp(*wide[:3], EPS, up.exact, wide[3], down.exact, wide[4])
+    def ours() -> Tensor:
+        return ops.norm_mlp(x, *norm, up.operand, up.scale, biases[0], down.operand, down.scale, biases[1])
 
-        hidden = reference.norm_linear(x, *norm, up.rounded, up_bias)
-        share = float((hidden > 0).any(0).float().mean())
-        check = accurate(f"norm_mlp, {kind}", ours, eager, exact)
-        bytes_read, flops = up.nbytes + int(down.nbytes * share), int(2 * rows * C * F * (1 + share))
-        yield Case(f"{rows} x [{F}, {C}] {kind}", ours, eager, check, bytes_read, flops)
+    def eager() -> Tensor:
+        return reference.norm_mlp(x, *norm, up.rounded, biases[0], down.rounded, biases[1])
+
+    def exact() -> Tensor:
+        wide = [t.float() for t in (x, norm[0], norm[1], *biases)]
+        return reference.norm_mlp(*wide[:3], EPS, up.exact, wide[3], down.exact, wide[4])
+
+    hidden = reference.norm_linear(x, *norm, up.rounded, biases[0])
+    share = float((hidden > 0).any(0).float().mean())  # of the second weight that must be read
+    check = accurate(f"norm_mlp, {kind}", ours, eager, exact)
+    bytes_read, flops = up.nbytes + int(down.nbytes * share), int(2 * len(x) * C * F * (1 + share))
+    return Case(f"{len(x)} x [{F}, {C}] {kind}", ours, eager, check, bytes_read, flops)
