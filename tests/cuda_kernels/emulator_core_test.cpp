@@ -146,6 +146,9 @@ __global__ void reverse_in_global_memory(float* values) {
 }
 
 __global__ void load_vector(const float* in, float* out, int offset) { simt::store16(out, simt::load16(in + offset)); }
+__global__ void load_half_vector(const float* in, float* out, int offset) {
+  simt::store8(out, simt::load8(in + offset));
+}
 
 __global__ void store_at(float* out, int64_t index) { out[index] = 1.0f; }
 
@@ -228,6 +231,7 @@ void check_wrong_kernels() {
   expect_error("deadlock", [&] { simt::launch(missing_lane_in_shuffle, one, warp, nullptr, o); });
   expect_error("not in the mask", [&] { simt::launch(lane_outside_mask, one, warp, nullptr, o); });
   expect_error("not a multiple of 16", [&] { simt::launch(load_vector, one, one, nullptr, a, o, 1); });
+  expect_error("not a multiple of 8", [&] { simt::launch(load_half_vector, one, one, nullptr, a, o, 1); });
   expect_error("memory fault", [&] { simt::launch(store_at, one, one, nullptr, o, int64_t{128}); });
   expect_error("in front of a global buffer", [&] {
     simt::launch(store_at, one, one, nullptr, o, int64_t{-1});
