@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 // Any width and alignment, one team a block. The rows are read again for each of the steps, from the cache, and the
 // sums live in `partials`, where a thread only ever touches its own columns.
-// Occupancy: layer_norm_backward_elementwise 512 threads x 4 blocks, 0 B
+// Occupancy: layer_norm_backward_elementwise 512 threads x 2 blocks, 0 B
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     layer_norm_backward_elementwise(__grid_constant__ const LayerNormBackwardParams params) {
