@@ -81,20 +81,20 @@ void check_linear(LinearLauncher launch, const Weight& weight, const ProductShap
 template <class T, class MakeWeight>
 void check_linear_shapes(LinearLauncher launch, int64_t unit, const MakeWeight& make, int seeds) {
   std::mt19937 generator(7);
-  const auto check = [&](const ProductShape& s, int runs) {
-    check_linear<T>(launch, *make(s.N, s.K, generator), s, generator, runs);
+  const auto check = [&](const ProductShape& s) {
+    check_linear<T>(launch, *make(s.N, s.K, generator), s, generator, seeds);
   };
-  for (int64_t M = 1; M <= 16; ++M) check({M, 5, 3 * unit, M % 2 == 0, M % 3 == 0, M % 4 == 1, M % 2 == 1}, 2);
-  for (const int64_t N : {1, 31, 32, 33, 97}) check({1, N, unit}, seeds);
-  for (const int64_t N : {1, 31, 32, 33, 97}) check({3, N, 2 * unit, true, false, true, true}, seeds);
-  for (const int64_t units : {1, 2, 31, 32, 33, 65, 129}) check({2, 3, units * unit, true, false, true}, 2);
+  for (int64_t M = 1; M <= 16; ++M) check({M, 5, 3 * unit, M % 2 == 0, M % 3 == 0, M % 4 == 1, M % 2 == 1});
+  for (const int64_t N : {1, 31, 32, 33, 97}) check({1, N, unit});
+  for (const int64_t N : {1, 31, 32, 33, 97}) check({3, N, 2 * unit, true, false, true, true});
+  for (const int64_t units : {1, 2, 31, 32, 33, 65, 129}) check({2, 3, units * unit, true, false, true});
   for (const int64_t columns : {512, 2048, 4096}) {  // around the norm's rounds of 2048 columns
-    for (const int64_t extra : {-unit, int64_t{0}, unit}) check({2, 3, columns + extra, true, true, false, true}, 1);
+    for (const int64_t extra : {-unit, int64_t{0}, unit}) check({2, 3, columns + extra, true, true, false, true});
   }
-  check({16, 35, 2048 + unit}, 1);  // several blocks of activations
-  check({16, 35, 2048 + unit, true, false, true, true}, 1);
-  check({8, 33, 4096 + unit}, 1);
-  check({1, 3, 16384 + unit, false, false}, 1);
+  check({16, 35, 2048 + unit});  // several blocks of activations
+  check({16, 35, 2048 + unit, true, false, true, true});
+  check({8, 33, 4096 + unit});
+  check({1, 3, 16384 + unit, false, false});
 }
 
 // Launches that must be refused, or do nothing.
