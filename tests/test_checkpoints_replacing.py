@@ -207,8 +207,11 @@ def test_two_processes_that_save_again_and_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".saving-*"))
 
 
+@pytest.mark.parametrize("later", SIZES)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_save_while_it_is_being_loaded(tmp_path: Path, size: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_while_it_is_being_loaded(
+    tmp_path: Path, size: int | str, later: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_pretrained(make_model(), tmp_path, max_shard_size=size)
     opened = loading.open_weights
     left = [1]
@@ -216,7 +219,7 @@ def test_a_save_while_it_is_being_loaded(tmp_path: Path, size: int | str, monkey
     def saving_first(path: Path, **options: bool) -> WeightFile:
         if left and (path.name == "model.safetensors" or "-00002-of-" in path.name):
             left.pop()
-            save_pretrained(make_model(seed=1), tmp_path, max_shard_size=size)
+            save_pretrained(make_model(seed=1), tmp_path, max_shard_size=later)
         return opened(path, **options)
 
     monkeypatch.setattr(loading, "open_weights", saving_first)

@@ -22,7 +22,7 @@ from persimmon_ext.checkpoints.names import Assignment, assign, tensor_aliases, 
 from persimmon_ext.checkpoints.placement import DeviceMap, block_of, connect, place
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, check_request, stored_format
 from persimmon_ext.checkpoints.reading import open_weights
-from persimmon_ext.checkpoints.replacing import check_unchanged, file_states, settle
+from persimmon_ext.checkpoints.replacing import settle, unchanged
 from persimmon_ext.checkpoints.targets import dtype_name, parse_device, parse_dtype
 from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
@@ -96,40 +96,39 @@ def load_pretrained(
     found = find_checkpoint(path, hub or HubRequest())
     settle(found)
     folder = checkpoint_folder(found)
-    before = file_states(folder)
-    stored = stored_format(folder)
-    check_request(quantization, stored, folder)
-    if config is None:
-        config = read_config(folder, overrides)
-    else:
-        config = PersimmonConfig.from_dict(config.to_dict(), **overrides)
-    config.extra.pop(QUANTIZATION_FIELD, None)  # the layers say it from here on
-    files = find_weights(folder, quantized=stored is not None)
-    infos = stored_tensors(files, verify=verify)
-    _check_sizes(config, infos, folder)
-    with torch.device("meta"):
-        model = model_class(config)
-    if read_beside is not None:
-        read_beside(model, folder)
-    if stored is not None:
-        empty_quantized(model, stored)
-    aliases = tensor_aliases(model)
-    assignment = assign(model, infos, folder)
-    if quantization is not None and stored is None:
-        empty_quantized(model, quantization)
-    target_dtype = requested or _default_dtype(config, assignment, infos)
-    config.dtype = dtype_name(target_dtype)  # the model holds this very config
-    sizes = {name: _size(tensor, target_dtype) for name, tensor in model.state_dict(keep_vars=True).items()}
-    target = Target(target_dtype, place(model, where, max_memory, sizes))
-    with torch.no_grad():
-        _fill(model, assignment, infos, aliases, target, partial(open_weights, verify=verify), progress)
-        for name in assignment.initialised:
-            parameter = _materialise(model, (name,), target)
-            if name.endswith("bias"):
-                parameter.zero_()
-            else:
-                parameter.normal_(0.0, config.initializer_range)
-    check_unchanged(folder, before)
+    with unchanged(folder):
+        stored = stored_format(folder)
+        check_request(quantization, stored, folder)
+        if config is None:
+            config = read_config(folder, overrides)
+        else:
+            config = PersimmonConfig.from_dict(config.to_dict(), **overrides)
+        config.extra.pop(QUANTIZATION_FIELD, None)  # the layers say it from here on
+        files = find_weights(folder, quantized=stored is not None)
+        infos = stored_tensors(files, verify=verify)
+        _check_sizes(config, infos, folder)
+        with torch.device("meta"):
+            model = model_class(config)
+        if read_beside is not None:
+            read_beside(model, folder)
+        if stored is not None:
+            empty_quantized(model, stored)
+        aliases = tensor_aliases(model)
+        assignment = assign(model, infos, folder)
+        if quantization is not None and stored is None:
+            empty_quantized(model, quantization)
+        target_dtype = requested or _default_dtype(config, assignment, infos)
+        config.dtype = dtype_name(target_dtype)  # the model holds this very config
+        sizes = {name: _size(tensor, target_dtype) for name, tensor in model.state_dict(keep_vars=True).items()}
+        target = Target(target_dtype, place(model, where, max_memory, sizes))
+        with torch.no_grad():
+            _fill(model, assignment, infos, aliases, target, partial(open_weights, verify=verify), progress)
+            for name in assignment.initialised:
+                parameter = _materialise(model, (name,), target)
+                if name.endswith("bias"):
+                    parameter.zero_()
+                else:
+                    parameter.normal_(0.0, config.initializer_range)
     if device_map is not None:
         connect(model, target.devices)
     return model.eval()

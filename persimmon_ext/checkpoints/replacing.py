@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,8 +105,28 @@ def settle(path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def file_states(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What changes when a save replaces the config or the weights of `folder`: to be had before reading them."""
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """A context for reading `folder`. Raises CheckpointError if its files were replaced meanwhile: what was read may be
+    of two models, and what failed may have failed for that. A lock would not do: those who save hold it for as long as
+    they write, and the old files can be read all that time."""
+    before = _file_states(folder)
+    replaced = CheckpointError(f"Another model was saved to {folder} while it was being loaded; load it again.")
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        now = _file_states(folder)
+        # Other files by the same names, not the same ones cut short: of that, the error itself tells.
+        if _has_journal(folder) or {name: now[name][:2] for name in now} != {name: before[name][:2] for name in before}:
+            raise replaced from error
+        raise
+    # The journal first: a save that has finished by then has changed the states.
+    if _has_journal(folder) or _file_states(folder) != before:
+        raise replaced
+
+
+def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Device, inode, size and time of the config and the weights of `folder`: what changes when a save replaces them."""
     names = [CONFIG_NAME, *_FIXED_NAMES, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))]
     states: dict[str, tuple[int, ...]] = {}
     for name in names:
@@ -114,15 +134,6 @@ def file_states(folder: Path) -> dict[str, tuple[int, ...]]:
             status = (folder / name).stat()
             states[name] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return states
-
-
-def check_unchanged(folder: Path, before: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError if files of `folder` have been replaced since it had the :func:`file_states` `before`:
-    what was read then may be of two models. A lock would not do: those who save hold it for as long as they write, and
-    the old files can be read all that time."""
-    # The journal first: a save that has finished by then has changed the states.
-    if _has_journal(folder) or file_states(folder) != before:
-        raise CheckpointError(f"Another model was saved to {folder} while it was being loaded; load it again.")
 
 
 def _has_journal(folder: Path) -> bool:
