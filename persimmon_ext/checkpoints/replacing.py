@@ -126,7 +126,7 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 
 def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Device, inode, size and time of the config and the weights of `folder`: what changes when a save replaces them."""
+    """Device, inode, size and time of the config and the weights of `folder`: what a save changes."""
     names = [CONFIG_NAME, *_FIXED_NAMES, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))]
     states: dict[str, tuple[int, ...]] = {}
     for name in names:
