@@ -118,6 +118,18 @@ def test_with_a_tokenizer() -> None:
     assert torch.equal(model.generate(prompt, max_new_tokens=12), expected)
 
 
+def test_scoring_rows_of_several_lengths() -> None:
+    """What fills the shorter ones up may be no id that was dropped."""
+    model = make_model()
+    whole = copy.deepcopy(model)
+    model.trim_vocab(ids=[5, 9, 11])
+    texts = [[9], [5, 9, 11, 9]]
+    found, expected = model.score(texts, prompts=[5]), whole.score(texts, prompts=[5])
+    # Of the dropped ids, none takes a share of the probability.
+    assert all(bool((mine.logprobs >= theirs.logprobs).all()) for mine, theirs in zip(found, expected, strict=True))
+    assert torch.equal(model.score([texts[0]], prompts=[5])[0].logprobs, found[0].logprobs)
+
+
 def test_a_padded_vocabulary(tmp_path: Path) -> None:
     tokenizer = PersimmonTokenizer(TINY)
     model = make_model(vocab_size=len(tokenizer) + 100, pad_token_id=len(tokenizer) + 7)

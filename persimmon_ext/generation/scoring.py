@@ -175,7 +175,8 @@ def _score_batch(model: Any, rows: dict[int, _Row], common: int, prefix: Any) ->
     # The last token predicts nothing that is asked for. Right padding comes after all that is scored.
     fed = [row.ids[common:-1] for row in rows.values()]
     longest = max(map(len, fed))
-    ids = torch.tensor([one + [0] * (longest - len(one)) for one in fed], device=model.device)
+    filler = max(fed, key=len)[:1]  # an id that is fed anyway: a trimmed vocabulary may lack any other
+    ids = torch.tensor([one + filler * (longest - len(one)) for one in fed], device=model.device)
     cache = None
     if prefix is not None:
         check_cache(model, len(fed), common + longest, advice="Lower batch_size.")
