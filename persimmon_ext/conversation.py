@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ class Conversation:
         self._settings = settings
         self._first = [] if system is None else [{"role": "system", "content": system}]
         self._stop = beginning_of_a_turn(tokenizer)
-        self._cache = model.make_cache(1, self._context, cache_implementation)
+        self._cache = model.lend_cache(1, self._context, cache_implementation)
+        weakref.finalize(self, model.decode_graphs.give_back, self._cache, keeps=True)
         self._cached: list[int] = []
         self.messages: list[dict[str, str]] = list(self._first)
 

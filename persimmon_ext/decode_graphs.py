@@ -110,11 +110,13 @@ class _Entry:
 
 
 class DecodeGraphs:
-    """The caches and graphs that a model keeps between calls: the latest of each batch size."""
+    """The caches and graphs that a model keeps between calls: the latest of each batch size, of the `most` batch sizes
+    that were used last. A cache takes as much memory as a generation of its size, which others may need."""
 
-    def __init__(self, capture: Capture = capture_on_cuda) -> None:
+    def __init__(self, capture: Capture = capture_on_cuda, most: int = 4) -> None:
         self._capture = capture
-        self._free: dict[int, _Entry] = {}
+        self._most = most
+        self._free: dict[int, _Entry] = {}  # by batch size, the one used last at the end
         self._lent: dict[int, _Entry] = {}
 
     def take(self, model: Any, batch: int, slots: int, implementation: str | None = None) -> Cache:
@@ -130,7 +132,8 @@ class DecodeGraphs:
         is_int8 = implementation == "int8"
         fits = entry is not None and entry.cache.capacity >= slots and entry.cache.is_int8 == is_int8
         if entry is None or not fits or entry.weights != weights:
-            cache = make_cache(model, implementation, batch, -(-slots // _ROUND) * _ROUND)
+            del entry  # frees its cache before another is allocated
+            cache = self._allocate(model, implementation, batch, -(-slots // _ROUND) * _ROUND)
             shape = (batch, model.config.num_attention_heads, 0, model.config.head_dim)
             for layer in range(len(cache)):
                 cache.buffers(layer, shape, model.dtype, model.device)
@@ -139,6 +142,19 @@ class DecodeGraphs:
         entry.cache.truncate(0)  # keeps the storage, which a reset would free
         self._lent[id(entry.cache)] = entry
         return entry.cache
+
+    def _allocate(self, model: Any, implementation: str | None, batch: int, slots: int) -> Cache:
+        """A new cache; gives up kept ones, those that were not used for longest first, until it fits."""
+        while True:
+            try:
+                return make_cache(model, implementation, batch, slots)
+            except MemoryError:
+                if not self._free:
+                    raise
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        del self._free[next(iter(self._free))]
 
     def plan(self, cache: Cache) -> GraphedPlan | None:
         """The plan of a cache that is lent, None for any other."""
@@ -150,13 +166,15 @@ class DecodeGraphs:
         entry = self._lent.pop(id(cache), None)
         if entry is not None and keeps and entry.plan.is_intact and entry.cache.batch_size is not None:
             self._free[entry.cache.batch_size] = entry
+            while len(self._free) > self._most:
+                self._drop_oldest()
 
     def clear(self) -> None:
         """Frees what is kept."""
         self._free.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DecodeGraphs:
-        return DecodeGraphs(self._capture)  # a copied model has other weights
+        return DecodeGraphs(self._capture, self._most)  # a copied model has other weights
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DecodeGraphs, ()

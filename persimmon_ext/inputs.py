@@ -56,10 +56,17 @@ def drop_from(cache: Any, length: int) -> None:
     if isinstance(cache, Cache):
         cache.truncate(length)
         return
-    if length == 0:
-        cache.reset()  # all that transformers' caches of fixed size can; its others only fill with 0
     excess = int(cache.get_seq_length()) - length
-    if excess > 0:
+    if excess <= 0:
+        return
+    layers: Any = getattr(cache, "layers", ())
+    counts = [count for layer in layers if isinstance(count := getattr(layer, "cumulative_length", None), Tensor)]
+    if length == 0:
+        cache.reset()  # all that transformers' other caches of fixed size can
+    elif counts and len(counts) == len(layers):
+        for count in counts:  # its static cache, which can't be cropped, goes by these numbers
+            count.fill_(length)
+    else:
         cache.crop(-excess)  # how many to keep, a positive number, is refused since transformers 5
 
 

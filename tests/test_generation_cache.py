@@ -106,3 +106,33 @@ def test_static_cache_is_used_in_place(models: tuple[Any, Any]) -> None:
     result = ours.generate(prompt(), max_new_tokens=10, past_key_values=cache, return_dict_in_generate=True)
     assert result.past_key_values is cache
     assert torch.equal(result.sequences, ours.generate(prompt(), max_new_tokens=10))
+
+
+@pytest.mark.parametrize("held", [0, 4])
+def test_an_error_leaves_transformers_static_cache_usable(models: tuple[Any, Any], held: int) -> None:
+    theirs, ours = models
+    cache = transformers.StaticCache(config=theirs.config, max_cache_len=40)
+    if held:
+        with torch.no_grad():
+            theirs(prompt()[:, :held], past_key_values=cache, use_cache=True)
+    with pytest.raises(RuntimeError, match="stopped"):
+        ours.generate(prompt(), past_key_values=cache, max_new_tokens=8, logits_processor=[fail_at_8])
+    assert int(cache.get_seq_length()) == held
+    expected = ours.generate(prompt(), max_new_tokens=8)
+    assert torch.equal(ours.generate(prompt(), past_key_values=cache, max_new_tokens=8), expected)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_chunks_record_what_the_whole_prompt_does(models: tuple[Any, Any], padded: bool) -> None:
+    ids, mask = left_padded([11, 7 if padded else 11])
+    options = {"attention_mask": mask, "max_new_tokens": 3, "pad_token_id": 0, "return_dict_in_generate": True}
+    options |= {"output_attentions": True, "output_hidden_states": True}
+    whole = models[1].generate(ids, **options)
+    result = models[1].generate(ids, prefill_chunk_size=4, **options)
+    assert torch.equal(result.sequences, whole.sequences)
+    for name, tokens in (("attentions", 2), ("hidden_states", 1)):
+        for step, (mine, theirs) in enumerate(zip(getattr(result, name), getattr(whole, name), strict=True)):
+            is_token = mask.bool() if step == 0 else torch.ones(2, 1, dtype=torch.bool)
+            for a, b in zip(mine, theirs, strict=True):
+                found, expected = (t.movedim(tokens, 1)[is_token] for t in (a, b))
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

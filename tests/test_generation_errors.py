@@ -240,3 +240,23 @@ def test_nan_of_a_processor_is_told_apart(model: Any, settings: dict[str, Any]) 
 
     with pytest.raises(ValueError, match="scores of row 0 are NaN at token 6 after a logits processor"):
         model.generate(IDS, max_new_tokens=4, **settings, logits_processor=[late])
+
+
+def test_a_prompt_beyond_the_positions() -> None:
+    _, model = model_pair(max_position_embeddings=8)
+    cache = DynamicCache(model.config)
+    with pytest.raises(ValueError, match=r"prompt has 9 tokens and the model was made for 8 .* shorten it"):
+        model.generate(torch.full((2, 9), 5), past_key_values=cache, max_new_tokens=2)
+    assert cache.get_seq_length() == 0
+    padded = torch.tensor([[0] * 4 + [1] * 8])
+    with pytest.warns(UserWarning, match="has 10 tokens and the model was made for 8"):
+        assert model.generate(padded.long() + 4, attention_mask=padded, max_new_tokens=2).shape == (1, 14)
+    parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 0.5}
+    _, scaled = model_pair(max_position_embeddings=8, rope_parameters=parameters)
+    with pytest.warns(UserWarning, match="the model was made for 8"):
+        assert scaled.generate(torch.full((1, 9), 5), max_new_tokens=2).shape == (1, 11)
+
+
+def test_chunks_without_a_cache(model: Any) -> None:
+    with pytest.raises(ValueError, match="prefill_chunk_size=3 has no effect with use_cache=False"):
+        model.generate(IDS, max_new_tokens=2, prefill_chunk_size=3, use_cache=False)

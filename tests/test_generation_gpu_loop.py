@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from persimmon_ext.decode_graphs import DecodeGraphs
-from persimmon_ext.generation import loop
+from persimmon_ext.generation import loop, memory
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +167,40 @@ def test_beyond_the_positions_it_goes_on(graphed: tuple[Any, Replays]) -> None:
     with pytest.warns(UserWarning, match="made for 128"):
         assert torch.equal(result, plain.generate(prompt(), max_new_tokens=140))
     assert torch.equal(mine.generate(prompt(), max_new_tokens=9), plain.generate(prompt(), max_new_tokens=9))
+
+
+def test_the_batch_sizes_used_last_are_kept(graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    mine.decode_graphs = DecodeGraphs(replays.capture, most=2)
+    for batch in (1, 2, 1, 3, 1):
+        mine.generate(prompt(batch), max_new_tokens=3)
+    assert replays.captures == 3
+    mine.generate(prompt(2), max_new_tokens=3)  # of 1, 2 and 3 rows, 2 were used first
+    assert replays.captures == 4
+    mine.generate(prompt(1), max_new_tokens=3)
+    assert replays.captures == 4
+
+
+def test_kept_caches_make_room_for_others(graphed: tuple[Any, Replays], monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, replays = graphed
+    mine.generate(prompt(1), max_new_tokens=3)
+    mine.generate(prompt(2), max_new_tokens=3)
+    one_row = 128 * memory.cache_bytes_per_token(mine.config, mine.dtype)
+
+    def available(device: torch.device) -> int:
+        kept = sum(entry.cache.batch_size for entry in mine.decode_graphs._free.values())
+        return (4 - kept) * one_row
+
+    monkeypatch.setattr(memory, "available_bytes", available)
+    mine.generate(prompt(3), max_new_tokens=3)
+    assert replays.captures == 3
+    with pytest.raises(MemoryError, match="A cache of 5 x 128 tokens"):
+        mine.generate(prompt(5), max_new_tokens=3)
+
+
+def test_a_conversation_replays_too(graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    cache = mine.lend_cache(1, 64, None)  # as a conversation holds one over its turns
+    first = mine.generate(prompt(), past_key_values=cache, max_new_tokens=6)
+    mine.generate(torch.cat([first, prompt(seed=4)], dim=1), past_key_values=cache, max_new_tokens=6)
+    assert (replays.captures, replays.replays) == (1, 10)

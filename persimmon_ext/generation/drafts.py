@@ -9,7 +9,7 @@ from torch import Tensor
 
 from persimmon_ext.generation.loop import Task
 
-#: Time of a step that checks few or many drafts over that of one without: a first guess, from the 8B shape.
+#: Time of a step that checks few or many drafts over that of one without, at the least: that of the 8B shape.
 _USUAL_COST = {"few": 1.15, "many": 1.7}
 
 
@@ -63,7 +63,7 @@ class Pace:
         """Whether the tokens gained by checking so many drafts are worth the time of the step."""
         cost = _USUAL_COST[kind]
         if "none" in self._seconds and kind in self._seconds:
-            cost = self._seconds[kind] / self._seconds["none"]
+            cost = max(cost, self._seconds[kind] / self._seconds["none"])
         return 1 + self._gain > cost
 
 

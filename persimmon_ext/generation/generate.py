@@ -91,7 +91,7 @@ def generate(
         device=model.device,
         special=request.special,
     )
-    request.set_prompt(prompt, model.config.max_position_embeddings)
+    request.set_prompt(prompt, model.config)
     check_ids(model.device, len(prompt.ids) * request.copies, request.lengths.longest)
     runner = _make_runner(model, request, prompt, past_key_values)
     task = request.task(runner, prompt)
@@ -115,7 +115,8 @@ def generate(
         if streamer is not None:
             streamer.end()
         runner.release(keeps_cache=not config.return_dict_in_generate)
-    request.warn_of_length(prompt.earlier + sequences.shape[1], model.config.max_position_embeddings)
+    longest = int(prompt.token_counts().max()) + sequences.shape[1] - prompt.ids.shape[1]
+    request.warn_of_length(longest, model.config.max_position_embeddings)
     if input_ids is not None:
         sequences = sequences.to(input_ids.device)
     if not config.return_dict_in_generate:
@@ -127,7 +128,8 @@ def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, le
     config = request.config
     use_cache = config.use_cache is not False
     slots = prompt.earlier + request.lengths.longest
-    if cache is not None:
+    given = cache is not None
+    if given:
         cache = _own_rows(model, cache, len(prompt.ids), request.copies, slots)
     elif use_cache:
         # A lent cache has as many rows as the prompt. Another library's model makes its own.
@@ -145,6 +147,7 @@ def _make_runner(model: Any, request: Request, prompt: Prompt, cache: Any, *, le
         chunk=config.prefill_chunk_size,
         plan=plan(slots, cache) if plan is not None and use_cache else None,
         recording=recording if config.return_dict_in_generate else None,
+        borrows=not given,
     )
 
 

@@ -85,14 +85,27 @@ class Request:
             return -1
         return self.special.pad or self.special.ends[0]
 
-    def set_prompt(self, prompt: Prompt, max_positions: int) -> None:
+    def set_prompt(self, prompt: Prompt, model_config: Any) -> None:
         """Checks what depends on the prompt. Raises TypeError or ValueError."""
-        rows = len(prompt.ids)
+        rows, length = len(prompt.ids), int(prompt.token_counts().max())
+        max_positions = model_config.max_position_embeddings
+        rope = getattr(model_config, "rope_parameters", None) or {}
+        scales = rope.get("rope_type", "default") != "default"  # to texts longer than the model was made for
+        if length > max_positions and not scales:
+            raise ValueError(
+                f"The prompt has {length} tokens and the model was made for {max_positions} "
+                "(max_position_embeddings): shorten it."
+            )
         self.lengths = resolve_lengths(prompt.ids.shape[1], max_positions, self.config)
         if self.streamer is not None and rows * self.copies > 1:
             raise ValueError(f"A streamer takes one row, and input_ids has {rows * self.copies}.")
         if self.speculates and rows * self.copies > 1:
             raise ValueError(f"Speculative decoding takes one row, and there are {rows * self.copies}.")
+        if self.config.prefill_chunk_size is not None and self.config.use_cache is False:
+            raise ValueError(
+                f"prefill_chunk_size={self.config.prefill_chunk_size} has no effect with use_cache=False, which "
+                "computes the whole sequence at each step; leave out one of them."
+            )
         cache = prompt.cache
         if cache is not None and self.config.use_cache is False:
             raise ValueError("past_key_values was given with use_cache=False; leave out one of them.")

@@ -5,12 +5,13 @@ Dims: B batch, T tokens of a call, S all tokens (cached and new), V vocab.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from persimmon_ext.inputs import drop_from
@@ -34,11 +35,20 @@ class Recording:
         return self.attentions or self.hidden_states
 
 
+@dataclass
+class Recorded:
+    """What a prompt's calls returned beside logits: of each layer [B, H, T, S] and [B, T, C]; None: not asked for."""
+
+    attentions: tuple[Tensor, ...] | None
+    hidden_states: tuple[Tensor, ...] | None
+
+
 class Runner:
     """The model, its cache and the padding of one generation.
 
     `padding` int64 [B]: leading slots of each row that hold no token, or None. `slots`: the greatest S. `cache` is
-    extended in place; None lets the model make one. `plan` runs few tokens faster than the model's forward.
+    extended in place; None lets the model make one. `borrows`: whether the model lent it for this generation. `plan`
+    runs few tokens faster than the model's forward.
     """
 
     def __init__(
@@ -52,8 +62,10 @@ class Runner:
         chunk: int | None = None,
         plan: Plan | None = None,
         recording: Recording | None = None,
+        borrows: bool = False,
     ) -> None:
         self.model = model
+        self._borrows = borrows
         self.cache = cache
         self.use_cache = use_cache
         self.recording = recording or Recording()
@@ -80,10 +92,13 @@ class Runner:
             return logits[:, -keep:].to(torch.float32, copy=True)
         done, last = 0, tokens.shape[1] - keep
         chunk = self._chunk_size(len(tokens))
+        outputs: list[Any] = []
         while chunk is not None and done + chunk <= last:
-            self._forward(self._decoder(), tokens[:, done : done + chunk], first + done)
+            outputs.append(self._forward(self._decoder(), tokens[:, done : done + chunk], first + done))
             done += chunk
         output = self._forward(self.model, tokens[:, done:], first + done, logits_to_keep=keep)
+        if self.recording:
+            self.output = joined([*outputs, output]) if outputs else output
         logits = output.logits[:, -keep:].float()
         return logits
 
@@ -120,13 +135,14 @@ class Runner:
     def release(self, *, keeps_cache: bool) -> None:
         """Ends the use of a cache that the model lent; not `keeps_cache`: somebody else has it now."""
         graphs = getattr(self.model, "decode_graphs", None)
-        if graphs is not None:
+        if graphs is not None and self._borrows:
             graphs.give_back(self.cache, keeps=keeps_cache)
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """An exception inside, Ctrl-C too, leaves a given cache with the tokens that it had."""
-        length = 0 if self.cache is None else self.cache.get_seq_length()
+        # A number, even where transformers keeps a tensor that counts on.
+        length = 0 if self.cache is None else int(self.cache.get_seq_length())
         try:
             yield
         except BaseException:
@@ -142,8 +158,8 @@ class Runner:
             self._positions = (slots - padding[:, None]).clamp(min=0)
 
     def _chunk_size(self, batch: int) -> int | None:
-        if not self.use_cache or self.recording:
-            return None  # what is recorded belongs to the whole prompt
+        if not self.use_cache:
+            return None  # each call computes the whole sequence
         return self._chunk or max(CHUNK_TOKENS // batch, 1)
 
     def _decoder(self) -> Any:
@@ -164,5 +180,17 @@ class Runner:
         )
         if self.use_cache:
             self.cache = output.past_key_values
-        self.output = output if self.recording else None
         return output
+
+
+def joined(outputs: Sequence[Any]) -> Recorded:
+    """What one call would have recorded that took the tokens of several, each after those before."""
+    hidden = attentions = None
+    if outputs[0].hidden_states is not None:
+        hidden = tuple(torch.cat(layer, dim=1) for layer in zip(*(o.hidden_states for o in outputs), strict=True))
+    if outputs[0].attentions is not None:
+        S = outputs[-1].attentions[0].shape[-1]
+        # No token sees those of later calls.
+        padded = ([F.pad(a, (0, S - a.shape[-1])) for a in o.attentions] for o in outputs)
+        attentions = tuple(torch.cat(layer, dim=2) for layer in zip(*padded, strict=True))
+    return Recorded(attentions, hidden)
