@@ -178,7 +178,7 @@ def test_chat_uses_the_authors_format(client: openai.OpenAI):
     ]
     prompt = "You write Python.\n\nhuman: Hi\n\nadept: def f():\n\nhuman: More\n\nadept:"
     expected = alone(prompt, 20)[0].split("\n\nhuman:")[0].lstrip()
-    reply = chat(client, messages=conversation, max_tokens=20)
+    reply = chat(client, messages=[{**one, "name": "Ada"} for one in conversation], max_tokens=20)
     assert reply.object == "chat.completion"
     assert reply.choices[0].message.role == "assistant"
     assert reply.choices[0].message.content == expected
@@ -225,6 +225,7 @@ WRONG = [
     ("chat", {"messages": []}, "messages: The conversation holds no messages."),
     ("chat", {"messages": [{"role": "wizard", "content": "Hi"}]}, "The role of message 0 is wizard"),
     ("chat", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content must be a text, got 5."),
+    ("chat", {"messages": [{"role": "user", "content": "Hi", "name": 5}]}, "messages[0].name must be a text, got 5."),
     (
         "chat",
         {"messages": [{"role": "user", "content": "Hi", "audio": 3}]},

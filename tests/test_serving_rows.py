@@ -254,3 +254,28 @@ def test_metrics_are_prometheus_text():
         "wait_seconds_sum 12",
         "wait_seconds_count 4",
     ]
+
+
+def test_a_prompt_of_several_rows_runs_once():
+    model = embedded()[0]
+    asked = [order("def read(path):", 6, sampling=Sampling(temperature=1.0, seed=seed)) for seed in (3, 4, 5)]
+    rows = [row(one)[0] for one in [*asked, order("x = ", 6)]]
+    batch, fed = Batch(model), []
+    generate = model.generate
+
+    def spy(ids: torch.Tensor, **arguments: object) -> object:
+        fed.append(tuple(ids.shape))
+        return generate(ids, **arguments)
+
+    with mock.patch.object(model, "generate", spy):
+        batch.add(rows)
+    assert sorted(fed) == [(1, len(rows[3].order.prompt)), (3, 1)]
+    while not all(one.ended for one in rows):
+        batch.decode(lambda: False)
+    for one in rows[:3]:
+        single = row(one.order)[0]
+        alone_batch = Batch(model)
+        alone_batch.add([single])
+        while not single.ended:
+            alone_batch.decode(lambda: False)
+        assert one.tokens == single.tokens

@@ -94,7 +94,7 @@ def score(
     common = 0
     if shared:  # but for the prompt's last token, which gives the first logits
         common = min(min(row.prompt - 1, common_beginning(rows[0].ids, row.ids)) for row in rows)
-    prefix = _prefix(model, rows[0].ids[:common], past_key_values)
+    prefix = prefix_cache(model, rows[0].ids[:common], past_key_values)
     results: dict[int, Score] = {}
     for batch in _batches(rows, common, batch_size):
         results |= _score_batch(model, {index: rows[index] for index in batch}, common, prefix)
@@ -142,7 +142,8 @@ def _as_list(ids: Any) -> list[int]:
     return values
 
 
-def _prefix(model: Any, ids: list[int], cache: Any) -> Any:
+@torch.no_grad()
+def prefix_cache(model: Any, ids: Sequence[int], cache: Any = None) -> Any:
     """A cache of one row with exactly `ids`; None for no ids. A given cache is copied."""
     if not ids:
         return None
@@ -153,7 +154,7 @@ def _prefix(model: Any, ids: list[int], cache: Any) -> Any:
         cache = cache.broadcast(1, reserve=len(ids))
         cache.truncate(known)
     while known < len(ids):
-        piece = torch.tensor([ids[known : known + _BATCH_TOKENS]], device=model.device)
+        piece = torch.tensor([list(ids[known : known + _BATCH_TOKENS])], device=model.device)
         model.model(piece, past_key_values=cache, use_cache=True)
         known += piece.shape[1]
     return cache

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from persimmon_ext.cache import Cache, DynamicCache
 from persimmon_ext.generation.config import GenerationConfig
+from persimmon_ext.generation.scoring import prefix_cache
 from persimmon_ext.serving.row import Row, Top
 from persimmon_ext.serving.sampling import RowSampler
 from persimmon_ext.serving.scoring import score_prompt
@@ -42,10 +43,22 @@ class Batch:
         self.steps = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Runs the texts of `rows` together, prompts and what they have already: gives each its next token."""
-        part = Part(list(rows), DynamicCache(self._model.config))
-        self._run(part, 1, lambda: False)
-        self._keep(part)
+        """Runs the texts of `rows` together, prompts and what they have already: gives each its next token. A prompt
+        that several have runs once."""
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            alike.setdefault(tuple(row.last_tokens(row.length)), []).append(row)
+        alone = [group[0] for group in alike.values() if len(group) == 1]
+        parts = [Part(alone, DynamicCache(self._model.config))] if alone else []
+        for ids, group in alike.items():
+            if len(group) > 1:
+                begun = prefix_cache(self._model, ids[:-1])
+                cache = DynamicCache(self._model.config) if begun is None else begun.broadcast(len(group))
+                parts.append(Part(group, cache))
+        for part in parts:
+            self._run(part, 1, lambda: False)
+        for part in parts:  # after a failure none: its rows are run anew
+            self._keep(part)
 
     def add_scored(self, row: Row) -> None:
         """Runs the prompt of a row that asks for its log-probabilities; its first token comes with `decode`."""

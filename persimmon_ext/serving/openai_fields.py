@@ -222,8 +222,10 @@ def _message(index: int, message: Any) -> dict[str, str]:
     role = message.get("role")
     if not isinstance(role, str):
         refuse(f"{name}.role", "a text", role)
+    if message.get("name") is not None and not isinstance(message["name"], str):  # tells speakers of a role apart, and
+        refuse(f"{name}.name", "a text", message["name"])  # the form of the conversation has no place for it
     for key, value in message.items():
-        if key not in ("role", "content") and value is not None:  # replies that are sent back have nulls
+        if key not in ("role", "content", "name") and value is not None:  # replies that are sent back have nulls
             raise RequestError(
                 f"{name}.{key} is not a field that this server knows; it was {shown(value)}.", param=name
             )
