@@ -154,10 +154,8 @@ def run(arguments: list[str] | None = None) -> None:
         result["ratio"] = samples["transformers"].median / samples["ours"].median
     if chosen.profile:
         steps = min(chosen.repeats, 10)
-        result["profile"] = step_profile.shares(sides["ours"].step, steps)
-        planned = PlannedSide(pair.ours, prompt)
-        planned.step()
-        result["generate_profile"] = step_profile.shares(planned.step, steps)
+        result["profile"] = step_profile.shares(lambda: sides["ours"].step, steps)
+        result["generate_profile"] = step_profile.shares(lambda: PlannedSide(pair.ours, prompt).step, steps)
     show(result)
     table.write_json(chosen.json, result)
 

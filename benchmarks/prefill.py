@@ -93,7 +93,7 @@ def run(arguments: list[str] | None = None) -> None:
     if "transformers" in samples:
         result["ratio"] = samples["transformers"].median / samples["ours"].median
     if chosen.profile:
-        result["profile"] = step_profile.shares(sides["ours"], 1)
+        result["profile"] = step_profile.shares(lambda: sides["ours"], 1)
     show(result)
     table.write_json(chosen.json, result)
 

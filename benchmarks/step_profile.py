@@ -30,9 +30,24 @@ READING = (
 REST = "Python and torch's ops"
 
 
+class TimedOp:
+    """An op of ``torch.ops``, or its only overload, with a clock around it; adds the seconds up in ``spent[name]``."""
+
+    def __init__(self, name: str, op: Callable[..., Any], spent: dict[str, float]) -> None:
+        self._name, self._op, self._spent = name, op, spent
+        self.default = self
+
+    def __call__(self, *arguments: Any) -> Any:
+        begin = time.perf_counter()
+        result = self._op(*arguments)
+        self._spent[self._name] = self._spent.get(self._name, 0.0) + time.perf_counter() - begin
+        return result
+
+
 @contextmanager
 def timed_ops() -> Iterator[dict[str, float]]:
-    """Within it, the seconds that calls of each of our ops take are added up in the dict yielded.
+    """Within it, the seconds that calls of each of our ops take are added up in the dict yielded; not those of calls
+    through an overload that was looked up before.
 
     An op's time is that of all it does, from its call on: a product that falls back to torch's counts as ours.
     """
@@ -41,27 +56,22 @@ def timed_ops() -> Iterator[dict[str, float]]:
     names = sorted({name for name, _ in KERNELS})
     packets = {name: getattr(namespace, name) for name in names}
 
-    def timed(name: str, packet: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            begin = time.perf_counter()
-            result = packet(*arguments)
-            spent[name] = spent.get(name, 0.0) + time.perf_counter() - begin
-            return result
-
-        return call
-
     try:
         for name, packet in packets.items():
-            setattr(namespace, name, timed(name, packet))
+            setattr(namespace, name, TimedOp(name, packet, spent))
         yield spent
     finally:
         for name, packet in packets.items():
             setattr(namespace, name, packet)
 
 
-def shares(step: Callable[[], Any], steps: int) -> dict[str, float]:
-    """Runs `step` so many times; returns each op's share of the whole time, and under REST what none of ours took."""
+def shares(prepare: Callable[[], Callable[[], Any]], steps: int) -> dict[str, float]:
+    """Runs the step that `prepare` makes so many times, and once before; returns each op's share of the whole time, and
+    under REST what none of ours took."""
     with timed_ops() as spent:
+        step = prepare()
+        step()
+        spent.clear()
         begin = time.perf_counter()
         for _ in range(steps):
             step()

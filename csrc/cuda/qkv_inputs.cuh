@@ -1,7 +1,5 @@
 // What the norm and rotation of a fused projection read, and the rows of heads that kernels write.
 #pragma once
-#include <initializer_list>
-
 #include "head_dim.cuh"
 #include "plan.cuh"
 
@@ -22,8 +20,8 @@ struct QkvInputs {
 
 // Whether no size is negative and every address is a multiple of 16.
 inline bool is_valid(const QkvInputs& in) {
-  for (const void* address : {in.qkv, in.q_weight, in.q_bias, in.k_weight, in.k_bias, static_cast<const void*>(in.cos),
-                              static_cast<const void*>(in.sin)}) {
+  const void* const addresses[] = {in.qkv, in.q_weight, in.q_bias, in.k_weight, in.k_bias, in.cos, in.sin};
+  for (const void* address : addresses) {
     if (!is_aligned(address)) return false;
   }
   return in.B >= 0 && in.T >= 0 && in.H >= 0;
