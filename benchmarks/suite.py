@@ -1,4 +1,5 @@
-"""Runs all the measurements of docs/performance.md, each in its own process, and leaves their JSON files in a folder.
+"""Runs all the measurements of docs/performance.md, generation.md and serving.md, each in its own process, and leaves
+their JSON files in a folder.
 
 On Linux each waits until the machine's cores are idle, for at most --wait seconds: another process on one of two cores
 more than doubles the time of what shares its work between both.
@@ -32,7 +33,13 @@ RUNS: dict[str, tuple[str, ...]] = {
     "decode-8b-int8": ("decode", *WHOLE, "--quantization", "int8"),
     "prefill-256": ("prefill", "--profile"),
     "prefill-2048": ("prefill", "--tokens", "2048", "--repeats", "3", "--profile"),
-    "kernels": ("kernels", "--seconds", "2"),
+    "kernels": ("kernels", "--seconds", "0.7"),
+    "generate-overhead": ("generate", "--parts", "overhead", "ends", "--repeats", "5"),
+    "generate-shape": ("generate", "--parts", "shape", "--layers", "4"),
+    "generate-embedded": ("generate", "--parts", "embedded", "speculation", "drawn", "--new-tokens", "150"),
+    "generate-forced": ("generate", "--parts", "editing", "quoting", "checking", "--new-tokens", "150"),
+    "generate-soak": ("generate", "--parts", "soak", "--soak-tokens", "50400", "--threads", "1"),
+    "serve": ("serve",),
 }
 _IDLE = 0.95
 _LOOK_S = 2.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checks, decode, generate, kernels, models, options, prefill, report, scratch, suite
+from benchmarks import checks, decode, generate, kernels, models, options, prefill, report, scratch, serve, suite
 from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
 from persimmon_ext import ops
@@ -206,4 +206,5 @@ def test_suite_runs_each_program_in_its_own_process(tmp_path: Path, monkeypatch:
 
 def test_suite_knows_only_options_that_exist() -> None:
     for program, *settings in suite.RUNS.values():
-        {"decode": decode, "prefill": prefill, "kernels": kernels}[program].parse(settings)
+        programs = {"decode": decode, "prefill": prefill, "kernels": kernels, "generate": generate, "serve": serve}
+        programs[program].parse(settings)
