@@ -32,7 +32,7 @@ def find_or_download(
     errors; a file that the repository lacks raises their EntryNotFoundError.
 
     Raises FileNotFoundError, saying why, if the repository can't be had: it is not there, private, or there is no
-    network; ImportError if huggingface_hub is missing.
+    network; ConnectionError if the Hub fails; ImportError if huggingface_hub is missing.
     """
     if not isinstance(path, str) or os.path.lexists(path) or not _HUB_NAME.fullmatch(path):
         return path
@@ -72,3 +72,6 @@ def find_or_download(
         raise FileNotFoundError(
             f"There is no folder {path!r}, and no such checkpoint on the Hugging Face Hub{revision}: {reason}"
         ) from error
+    except errors.HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConnectionError(f"The Hugging Face Hub does not give {path!r} now: {reason}") from error

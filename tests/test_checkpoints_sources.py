@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -203,6 +204,16 @@ def test_what_cannot_be_downloaded(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing)
     with pytest.raises(FileNotFoundError, match=match):
         PersimmonForCausalLM.from_pretrained(NAME, revision="v9")
+
+
+def test_a_hub_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise errors.HfHubHTTPError("503 Server Error", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing)
+    with pytest.raises(ConnectionError, match=r"Hub does not give 'adept/persimmon-8b-base' now: 503 Server Error"):
+        PersimmonForCausalLM.from_pretrained(NAME)
 
 
 def test_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

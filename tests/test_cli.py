@@ -137,6 +137,13 @@ def test_text_beyond_the_vocabulary(generate: Any) -> None:
     assert generate(text, "--greedy")[1].startswith(text)
 
 
+def test_a_tokenizer_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_checkpoint(tmp_path)
+    PersimmonTokenizer.from_pretrained(folder, added_tokens={"<pad>": 4096}).save_pretrained(folder)
+    assert cli.main(["generate", PROMPT, "--model", str(folder)]) == 1
+    assert "has 4097 tokens, but the model's vocabulary has only 4096" in capsys.readouterr().err
+
+
 def test_a_long_text_is_a_warning_in_a_sentence(generate: Any) -> None:
     status, _, err = generate(PROMPT, "--max-new-tokens", "70")
     assert status == 0

@@ -17,6 +17,7 @@ from persimmon_ext.heads import PersimmonForCausalLM
 from persimmon_ext.outputs import Speculation
 from persimmon_ext.quantization import FORMATS
 from persimmon_ext.tokenizer import PersimmonTokenizer
+from persimmon_ext.vocabulary import check_fits
 
 _DEFAULT_TEMPERATURE = 0.8  # the embedded model is small: greedy search would repeat itself
 _DEFAULT_TOP_P = 0.95
@@ -78,7 +79,10 @@ def add_generation_arguments(parser: argparse.ArgumentParser, max_new_tokens: in
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, PersimmonTokenizer]:
-    """The model and its tokenizer. Raises RuntimeError for a GPU that isn't there, and what loading raises."""
+    """The model and its tokenizer.
+
+    Raises RuntimeError for a GPU that isn't there, ValueError for another model's tokenizer, and what loading raises.
+    """
     device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"There is no GPU that torch {torch.__version__} can use; leave out --device {device}.")
@@ -92,6 +96,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, PersimmonTokenizer]:
     model = PersimmonForCausalLM.from_pretrained(
         folder, dtype=arguments.dtype, device=device, quantization=arguments.quantization
     )
+    check_fits(len(tokenizer), model.config.vocab_size, f"The tokenizer in {folder}")
     return model, tokenizer
 
 
