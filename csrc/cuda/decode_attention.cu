@@ -12,6 +12,8 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(simt::kWarpSize* kMaxDecodeTokens)
     combine_splits(__grid_constant__ const DecodeAttentionParams params, int64_t splits) {
+  simt::let_successor_start();
+  simt::wait_for_predecessors();
   const int64_t h = blockIdx.x, b = blockIdx.y, t = threadIdx.y;
   const float* const partials = params.partials + ((b * params.in.H + h) * splits * params.in.T + t) * kPartial;
   const int64_t stride = params.in.T * kPartial;
@@ -35,8 +37,8 @@ __global__ void __launch_bounds__(simt::kWarpSize* kMaxDecodeTokens)
 template <class T>
 cudaError_t launch_combine(const DecodeAttentionParams& params, int64_t splits, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(params.in.H), static_cast<unsigned>(params.in.B));
-  return simt::launch(combine_splits<T>, grid, dim3(simt::kWarpSize, static_cast<unsigned>(params.in.T)), stream,
-                      params, splits);
+  return simt::launch_dependent(combine_splits<T>, grid, dim3(simt::kWarpSize, static_cast<unsigned>(params.in.T)),
+                                stream, params, splits);
 }
 
 }  // namespace

@@ -61,6 +61,8 @@ __global__ void __launch_bounds__(kDecodeThreads, kMinBlocks<kTokens>)
   SIMT_SHARED(Row, shared_keys, kMaxDecodeTokens * kCacheLanes);
   SIMT_SHARED(Row, shared_values, kMaxDecodeTokens * kCacheLanes);
   SIMT_SHARED(float, warp_partials, kDecodeWarps * kTokens * kPartial);
+  simt::let_successor_start();
+  simt::wait_for_predecessors();
   const int64_t split = blockIdx.x, splits = gridDim.x, h = blockIdx.y, b = blockIdx.z;
   const int lane = threadIdx.x % kCacheLanes, group = threadIdx.x / kCacheLanes;
   const int64_t first_slot = params.slots[b * params.in.T];  // the slots of a sequence are consecutive
@@ -197,7 +199,7 @@ cudaError_t launch_decode_attention_format(const DecodeAttentionParams& params, 
                         : params.in.T == 2 ? decode_attention_kernel<T, Row<T>, 2>
                         : params.in.T <= 4 ? decode_attention_kernel<T, Row<T>, 4>
                                            : decode_attention_kernel<T, Row<T>, 8>;
-    return simt::launch(kernel, grid, dim3(kDecodeThreads), stream, params);
+    return simt::launch_dependent(kernel, grid, dim3(kDecodeThreads), stream, params);
   });
   return error != cudaSuccess || splits == 1 ? error : launch_combine_splits(params, splits, dtype, stream);
 }

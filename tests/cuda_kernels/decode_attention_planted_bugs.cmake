@@ -1,4 +1,7 @@
 set(decode_attention KERNEL decode_attention HEADER decode_attention_kernel CASE bfloat16)
+add_planted_bug(caches_not_waited_for ${decode_attention}
+  ORIGINAL "  simt::wait_for_predecessors();\n" PLANTED ""
+  REPORT "SIMT ERROR: a thread of a dependent launch exits without having waited")
 add_planted_bug(queries_not_there ${decode_attention}
   ORIGINAL "  __syncthreads();\n  uint4 queries[kTokens];\n" PLANTED "  uint4 queries[kTokens];\n"
   REPORT "SIMT ERROR: race: read of shared_queries")

@@ -85,11 +85,16 @@ struct DecodeProblem {
   const Cache old_k, old_v;
 };
 
-// One launch on copies of the problem's caches.
+// One launch on copies of the problem's caches, which a kernel writes that may still run when this one begins.
 template <class T, class Cache>
 struct DecodeRun {
-  DecodeRun(const DecodeProblem<T, Cache>& p, DecodeLauncher launch) : DecodeRun(p) {
+  DecodeRun(const DecodeProblem<T, Cache>& p, DecodeLauncher launch)
+      : k(p.shape), v(p.shape), out(p.shape.B() * p.shape.T * p.shape.H * kHeadDim) {
     const DecodeShape& s = p.shape;
+    simt::set_predecessor([&] {
+      k.copy_from(p.old_k);
+      v.copy_from(p.old_v);
+    });
     const int64_t splits = persimmon::cuda::decode_attention_splits(s.B(), s.H, s.S);
     const simt::GlobalBuffer<float> partials(splits > 1 ? s.B() * s.H * splits * s.T * (kHeadDim + 2) : 0);
     const persimmon::cuda::DecodeAttentionParams params{p.qkv.inputs(),
@@ -112,13 +117,6 @@ struct DecodeRun {
 
   const Cache k, v;
   const simt::GlobalBuffer<T> out;
-
- private:
-  explicit DecodeRun(const DecodeProblem<T, Cache>& p)
-      : k(p.shape), v(p.shape), out(p.shape.B() * p.shape.T * p.shape.H * kHeadDim) {
-    k.copy_from(p.old_k);
-    v.copy_from(p.old_v);
-  }
 };
 
 // New rows are there, all others have the bits that they had.
