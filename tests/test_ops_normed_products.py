@@ -116,11 +116,17 @@ def test_rows_behind_zeros_are_not_read(kind: str) -> None:
 def test_leading_dimensions_and_layouts() -> None:
     x, (w, b, eps) = randn(2, 3, 40)[..., ::2], norm(20, torch.float32)
     up, down = randn(7, 20, seed=1), randn(20, 7, seed=2)  # down row-major: the dense product
-    expected = reference.norm_mlp(x, w, b, eps, up, None, down, None)
-    torch.testing.assert_close(raw.norm_mlp(x, w, b, eps, up, None, None, down, None, None), expected)
+    eager, exact = (
+        reference.norm_mlp(*(t.to(dtype) for t in (x, w, b)), eps, up.to(dtype), None, down.to(dtype), None)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert_accurate(raw.norm_mlp(x, w, b, eps, up, None, None, down, None, None), eager, exact)
     strided = up.repeat_interleave(2, dim=1)[:, ::2]
-    expected = reference.norm_linear(x, w, b, eps, up, None)
-    torch.testing.assert_close(raw.norm_linear(x, w, b, eps, strided, None, None), expected)
+    eager, exact = (
+        reference.norm_linear(*(t.to(dtype) for t in (x, w, b)), eps, up.to(dtype), None)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert_accurate(raw.norm_linear(x, w, b, eps, strided, None, None), eager, exact)
     assert raw.norm_linear(x[0, 0], w, b, eps, up, None, None).shape == (7,)
 
 
