@@ -69,6 +69,12 @@ def test_missing_rank(tmp_path: Path) -> None:
     refused(release, "lacks mp_rank_01")
 
 
+@pytest.mark.parametrize("number", ["99999999999", "9" * 200])
+def test_a_rank_of_no_release(release: Path, number: str) -> None:
+    (release / WEIGHTS).parent.rename(release / "iter_0001251" / f"mp_rank_{number}")
+    refused(release, "holds no iter_", FileNotFoundError)
+
+
 def test_ranks_that_differ(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", reference_model(), 2)
     other = reference_model()
@@ -155,12 +161,20 @@ def test_checkpoint_versions_that_are_read(tmp_path: Path, version: Any) -> None
     assert convert(release, tmp_path / "converted").is_dir()
 
 
+def test_two_tensors_of_one_name(release: Path) -> None:
+    with megatron():
+        content = torch.load(release / WEIGHTS, weights_only=False)
+        content["model"] |= {"x.y": torch.ones(1), "x": {"y": torch.ones(1)}}
+        torch.save(content, release / WEIGHTS)
+    refused(release, r"holds two tensors called x\.y")
+
+
 def test_a_model_that_holds_itself(release: Path) -> None:
     with megatron():
         content = torch.load(release / WEIGHTS, weights_only=False)
         content["model"]["language_model"]["again"] = content["model"]
         torch.save(content, release / WEIGHTS)
-    refused(release, "nests its model's dictionaries more than 32 deep")
+    refused(release, r"holds the dictionary .* of its model a second time")
 
 
 @pytest.mark.parametrize("negated", [False, True])

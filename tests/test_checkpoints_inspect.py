@@ -88,8 +88,13 @@ def test_quick_reads_no_values(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str], quantization: str) -> None:
     model = make_model(hidden_size=64, intermediate_size=64, num_attention_heads=2)
     parameters = model.num_parameters()
+    with torch.no_grad():
+        model.lm_head.weight[[2, 5]] = 0
     model.quantize(quantization).save_pretrained(tmp_path)
     facts = inspect(capsys, tmp_path)
+    zero_rows = {tensor["name"]: tensor["zero_rows"] for tensor in facts["tensors"] if tensor["name"].endswith("codes")}
+    assert zero_rows.pop("lm_head.codes") == 2
+    assert set(zero_rows.values()) == {0}
     assert facts["parameters"] == parameters
     assert quantization in facts["format"]
 

@@ -16,7 +16,13 @@ from checkpoint_helpers import CLASSES, assert_same_tensors, load, make_model
 from hypothesis import given
 from tokenizer_models import TEXTS, TINY, prefixed, tiny, train
 
-from persimmon_ext import PersimmonForCausalLM, PersimmonModel, PersimmonTokenizer, embedded_checkpoint
+from persimmon_ext import (
+    PersimmonConfig,
+    PersimmonForCausalLM,
+    PersimmonModel,
+    PersimmonTokenizer,
+    embedded_checkpoint,
+)
 from persimmon_ext.sentencepiece_proto import NORMAL, UNUSED, iterate_fields, parse_model
 
 KEPT = [0, 1, 2, 5, 9, 10, 11, 30, 39]
@@ -108,12 +114,20 @@ def test_logits_and_tokens(tied: bool) -> None:
 
 
 def test_with_a_tokenizer() -> None:
+    """Its vocabulary is made larger by rows of no token, which look likely: they may not be chosen."""
     folder = embedded_checkpoint()
-    model = PersimmonForCausalLM.from_pretrained(folder)
-    tokenizer = PersimmonTokenizer.from_pretrained(folder)
+    small, tokenizer = PersimmonForCausalLM.from_pretrained(folder), PersimmonTokenizer.from_pretrained(folder)
+    V, unused = small.config.vocab_size, 100
+    model = PersimmonForCausalLM(PersimmonConfig.from_dict({**small.config.to_dict(), "vocab_size": V + unused}))
+    state = small.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.cat([state[name], -state[name][:unused]])
+    model.to(small.dtype).load_state_dict(state)
     prompt = tokenizer("def read_lines(path):", return_tensors="pt").input_ids
-    expected = model.generate(prompt, max_new_tokens=12)
+    expected = small.generate(prompt, max_new_tokens=12)
+    assert not torch.equal(model.generate(prompt, max_new_tokens=12), expected)
     trimmed = model.trim_vocab(tokenizer)
+    assert trimmed.dropped == unused
     assert trimmed.kept >= len(set(tokenizer.vocabulary.producible()))
     assert torch.equal(model.generate(prompt, max_new_tokens=12), expected)
 

@@ -34,7 +34,7 @@ MD5 = {
 }
 """The checksums of the two public tars, from the README of the authors' repository."""
 
-_WEIGHTS = re.compile(r"(?:.*/)?iter_(\d+)/mp_rank_(\d+)(_\d+)?/model_optim_rng\.pt")
+_WEIGHTS = re.compile(r"(?:.*/)?iter_(\d{1,9})/mp_rank_(\d{1,4})(_\d+)?/model_optim_rng\.pt")
 _LATEST = "latest_checkpointed_iteration.txt"
 _VOCABULARY = "adept_vocab.model"
 _DEEPEST = 4  # folders between the one that is named and a file of the release
@@ -214,20 +214,32 @@ def _open_rank(stack: ExitStack, member: Member) -> Rank:
             f"{region.name} says checkpoint_version {version!r}: only {listing(map(str, _VERSIONS))} have the order of "
             "features in query_key_value that is read here."
         )
-    weights = placed_tensors(region, dict(_flat(region, content["model"])), records)
+    weights = placed_tensors(region, _by_name(region, content["model"]), records)
     for name, info in weights.infos.items():
         if not info.row_major:
             raise CheckpointError(f"Tensor {name} in {region.name} isn't stored row by row.")
     return Rank(weights, vars(arguments))
 
 
-def _flat(region: Region, nested: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if prefix.count(".") > _MOST_NESTED:  # a dictionary may hold itself
+def _by_name(region: Region, model: Mapping[Any, Any]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _flat(region, model, "", set()):
+        if name in tensors:
+            raise CheckpointError(f"{region.name} holds two tensors called {name}.")
+        tensors[name] = tensor
+    return tensors
+
+
+def _flat(region: Region, nested: Mapping[Any, Any], prefix: str, entered: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if id(nested) in entered:  # in itself, or in so many others that walking them all would take for ever
+        raise CheckpointError(f"{region.name} holds the dictionary {prefix[:-1]} of its model a second time.")
+    if prefix.count(".") > _MOST_NESTED:
         raise CheckpointError(f"{region.name} nests its model's dictionaries more than {_MOST_NESTED} deep.")
+    entered.add(id(nested))
     for key, value in nested.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _flat(region, value, f"{name}.")
+            yield from _flat(region, value, f"{name}.", entered)
         elif isinstance(value, Tensor):
             yield name, value
         elif value is not None:

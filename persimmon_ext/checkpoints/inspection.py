@@ -31,6 +31,7 @@ from persimmon_ext.tokenizer_files import MODEL_FILE
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _PACKED = torch.uint8  # two weights a byte
+_PACKED_ZEROS = 0x88
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def tensor_facts(name: str, info: TensorInfo, source: Source | None) -> TensorFa
                 nan = int(piece.isnan().sum())
                 nans, infinities = nans + nan, infinities + int((~finite).sum()) - nan
         if len(info.shape) == 2 and piece.numel():
-            zero_rows += int((piece.view(-1, info.shape[1]) == 0).all(dim=1).sum())
+            zero = _PACKED_ZEROS if piece.dtype == _PACKED else 0
+            zero_rows += int((piece.view(-1, info.shape[1]) == zero).all(dim=1).sum())
     return replace(facts, nans=nans, infinities=infinities, zero_rows=zero_rows if len(info.shape) == 2 else None)
 
 
