@@ -43,7 +43,10 @@ class CudaBuild:
 
 
 def architectures(release: str) -> str:
-    """``TORCH_CUDA_ARCH_LIST``, checked and joined with semicolons, or the default for a toolkit `release` ("13.0")."""
+    """``TORCH_CUDA_ARCH_LIST``, checked and joined with semicolons, or the default for a toolkit `release` ("13.0").
+
+    9.0 becomes 9.0a.
+    """
     major, minor = map(int, release.split("."))
     default = DEFAULT_ARCHITECTURES if (major, minor) >= (12, 8) else DEFAULT_ARCHITECTURES_BEFORE_12_8
     text = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
@@ -56,6 +59,8 @@ def architectures(release: str) -> str:
             )
         if int(match[1]) < 8:
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST names {item}: the kernels need compute capability 8.0 or later.")
+    # Hopper's own instructions are only in code for 9.0a: a kernel without them would be empty there.
+    items = [re.sub(r"^9\.0(?=\+|$)", "9.0a", item) for item in items]
     return ";".join(dict.fromkeys(items))
 
 

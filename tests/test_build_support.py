@@ -193,8 +193,9 @@ def test_headers_of_torch_wheels_are_found_on_the_import_path(tmp_path: Path, mo
     [
         ("8.0;9.0a+PTX", "8.0;9.0a+PTX"),
         ("8.0 9.0a", "8.0;9.0a"),
-        (" 8.0, 9.0 ;; 12.0f+PTX,", "8.0;9.0;12.0f+PTX"),
+        (" 8.0, 9.0 ;; 12.0f+PTX,", "8.0;9.0a;12.0f+PTX"),
         ("8.0;8.0", "8.0"),
+        ("9.0+PTX", "9.0a+PTX"),
         ("", cuda.DEFAULT_ARCHITECTURES),
         (" ; , ", cuda.DEFAULT_ARCHITECTURES),
     ],

@@ -5,7 +5,8 @@
 namespace persimmon::cuda {
 
 // Starts the kernel on `stream`, which belongs to a device of compute capability 9.0. Errors as of launch_attention,
-// and cudaErrorNotSupported where TMA does not take the tensors or there are no keys: launch_attention does.
+// and cudaErrorNotSupported where TMA does not take the tensors, there are no keys, or the code is not for this GPU:
+// launch_attention does.
 cudaError_t launch_attention_hopper(const AttentionParams& params, simt::Dtype dtype, cudaStream_t stream);
 
 }  // namespace persimmon::cuda

@@ -7,6 +7,11 @@ namespace simt {
 
 inline constexpr bool kHopper = true;
 
+template <class... Params>
+bool has_hopper_code(void (*)(Params...)) {
+  return true;
+}
+
 inline void mbarrier_init(Shared<uint64_t> barrier, int arrivals, const Where& where = Where::current()) {
   init_mbarrier(barrier.storage(), barrier.offset(), arrivals, where);
 }

@@ -72,6 +72,7 @@ void check_linear(LinearLauncher launch, const Weight& weight, const ProductShap
   persimmon::cuda::LinearParams alone = linear_params(product, weight, product.x.data(), row.data());
   alone.M = 1;
   expect(launch(alone, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
+  row.check();
   expect(std::memcmp(row.data(), first.data(), s.N * sizeof(T)) == 0,
          "the bits depend on the number of rows: " + name_of(s, 0));
 }
