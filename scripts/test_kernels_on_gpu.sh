@@ -1,8 +1,9 @@
 #!/bin/sh
-# Compiles the CUDA kernels' tests, and those of the instruction wrappers, with nvcc and runs them on this machine's GPU, first
-# plainly, then under compute-sanitizer where it is installed. Needs no torch and no network.
+# Compiles the CUDA kernels' tests, and those of the instruction wrappers, with nvcc and runs them on this machine's GPU. Needs
+# no torch and no network.
 #
 #   scripts/test_kernels_on_gpu.sh                  on the GPU that is there
+#   scripts/test_kernels_on_gpu.sh --sanitize       then also under compute-sanitizer's memcheck and racecheck
 #   scripts/test_kernels_on_gpu.sh --compile 90a    only compiles, for that architecture; needs no GPU
 #
 # MAX_JOBS bounds the compilers that run at once (default: all cores).
@@ -13,6 +14,14 @@ nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 
+sanitize=0
+if [ "${1:-}" = --sanitize ]; then
+  sanitize=1
+  if ! command -v compute-sanitizer >/dev/null 2>&1; then
+    echo "test_kernels_on_gpu: --sanitize needs compute-sanitizer on PATH" >&2
+    exit 1
+  fi
+fi
 if [ "${1:-}" = --compile ]; then
   architecture=${2:?"--compile needs an architecture such as 90a"}
   run=0
@@ -54,13 +63,13 @@ if [ "$run" = 0 ]; then
 fi
 
 failed=0
-# check NAME ARGUMENT...: plainly, then with the sanitizer's two tools.
+# check NAME ARGUMENT...: plainly, and where asked with the sanitizer's two tools.
 check() {
   program=$work/$1
   echo "$*"
   shift
   "$program" "$@" || failed=1
-  command -v compute-sanitizer >/dev/null 2>&1 || return 0
+  [ "$sanitize" = 1 ] || return 0
   for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 3 "$program" "$@" >"$work/log" 2>&1 && continue
     cat "$work/log"
