@@ -182,15 +182,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--layers", type=options.positive, default=4)
-    parser.add_argument("--hidden", type=options.positive, default=4096)
-    parser.add_argument("--ffn", type=options.positive, default=16384)
-    parser.add_argument("--heads", type=options.positive, default=64)
-    parser.add_argument("--vocab", type=options.positive, default=65536, help="at least the 4096 of the tokenizer")
+    options.add_checkpoint_options(parser, layers=4, vocab=65536)
     parser.add_argument("--max-shard-size", default="1GB", type=_size, metavar="SIZE")
-    parser.add_argument("--folder", type=Path, help="where to write; default: that of temporary files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
     return parser.parse_args(arguments)
 
 

@@ -130,19 +130,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--layers", type=options.positive, default=36)
-    parser.add_argument("--hidden", type=options.positive, default=4096)
-    parser.add_argument("--ffn", type=options.positive, default=16384)
-    parser.add_argument("--heads", type=options.positive, default=64)
-    parser.add_argument("--vocab", type=options.positive, default=262144)
+    options.add_checkpoint_options(parser, layers=36, vocab=262144)
     parser.add_argument("--quantization", choices=("int8", "int4"), help="quantise while loading")
     parser.add_argument(
         "--verify", action=argparse.BooleanOptionalAction, default=True, help="compare with the checksums on the way"
     )
     parser.add_argument("--rounds", type=options.positive, default=1)
-    parser.add_argument("--folder", type=Path, help="where to write; default: that of temporary files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
     return parser.parse_args(arguments)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from persimmon_ext.checkpoints.adept import Rank
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
-from persimmon_ext.checkpoints.safetensors_writer import Source
+from persimmon_ext.checkpoints.safetensors_writer import Source, differences
 from persimmon_ext.checkpoints.targets import WEIGHT_DTYPES
 from persimmon_ext.checkpoints.weight_file import TensorInfo
 
@@ -66,15 +66,11 @@ def merged(ranks: Sequence[Rank], dtype: torch.dtype | None) -> dict[str, Source
 def check_shapes(sources: Mapping[str, Source], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError, naming the tensors, unless `sources` are those of the config."""
     problems = []
-    if missing := [name for name in expected if name not in sources]:
+    missing, unknown, wrong = differences(sources, expected)
+    if missing:
         problems.append(f"lacks {listing(missing)}")
-    if unknown := [name for name in sources if name not in expected]:
+    if unknown:
         problems.append(f"has {listing(unknown)}, which Persimmon hasn't")
-    wrong = [
-        f"{name} {list(source.shape)} instead of {list(expected[name])}"
-        for name, source in sources.items()
-        if name in expected and source.shape != expected[name]
-    ]
     if wrong:
         problems.append(f"has other shapes than its arguments say: {listing(wrong)}")
     if problems:

@@ -116,3 +116,17 @@ def _write(file: BinaryIO, name: str, source: Source, progress: Any) -> int:
     if written != source.nbytes:
         raise ValueError(f"{name} came as {written} bytes; its shape and dtype ask for {source.nbytes}.")
     return checksum
+
+
+def differences(
+    sources: Mapping[str, Source], expected: Mapping[str, tuple[int, ...]]
+) -> tuple[list[str], list[str], list[str]]:
+    """Names that `sources` lack, names that are not expected, and names and shapes of those with another shape."""
+    missing = [name for name in expected if name not in sources]
+    unknown = [name for name in sources if name not in expected]
+    wrong = [
+        f"{name} {list(source.shape)} instead of {list(expected[name])}"
+        for name, source in sources.items()
+        if name in expected and source.shape != expected[name]
+    ]
+    return missing, unknown, wrong

@@ -23,7 +23,7 @@ from persimmon_ext.checkpoints.folder import (
 from persimmon_ext.checkpoints.names import parameter_aliases
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, record
 from persimmon_ext.checkpoints.replacing import publish, staged
-from persimmon_ext.checkpoints.safetensors_writer import Source, source_of, write_safetensors
+from persimmon_ext.checkpoints.safetensors_writer import Source, differences, source_of, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_size
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.dropped_rows import whole_rows
@@ -118,15 +118,11 @@ def _replaced(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Source
     for name, tensor in state.items():
         given.setdefault(names.get(name, name), source_of(tensor))
     problems = []
-    if missing := [name for name in own if name not in given]:
+    missing, unknown, wrong = differences(given, {name: source.shape for name, source in own.items()})
+    if missing:
         problems.append(f"it lacks {listing(missing)}")
-    if unknown := [name for name in given if name not in own]:
+    if unknown:
         problems.append(f"it has {listing(unknown)}")
-    wrong = [
-        f"{name} {list(source.shape)} instead of {list(own[name].shape)}"
-        for name, source in given.items()
-        if name in own and source.shape != own[name].shape
-    ]
     if wrong:
         problems.append(f"it has other shapes: {listing(wrong)}")
     if problems:
