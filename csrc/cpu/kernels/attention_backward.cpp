@@ -1,55 +1,17 @@
-#include "attention_blocks.h"
-#include "block_product.h"
+#include "attention_gradient_pairs.h"
+#include "attention_gradient_wide.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 namespace {
 
-// The part of the scratch that one (b, h) works in; blocks of queries are as long as blocks of keys.
-struct GradientBlocks {
-  float *q, *dout;                        // [rows, padded(D)]
-  float *k, *k_transposed;                // [keys, padded(D)], [D, kKeyBlock]
-  float* v_transposed;                    // [D, kKeyBlock]
-  float *dk, *dv;                         // [keys, padded(D)]
-  float *probabilities, *score_gradient;  // [rows, kKeyBlock]
-  float* delta;                           // [T]: sum over D of dout * out
-
-  GradientBlocks(float* scratch, int64_t P) {
-    for (float** block : {&q, &dout, &k, &k_transposed, &v_transposed, &dk, &dv}) {
-      *block = scratch;
-      scratch += kKeyBlock * P;
-    }
-    probabilities = scratch;
-    score_gradient = probabilities + kKeyBlock * kKeyBlock;
-    delta = score_gradient + kKeyBlock * kKeyBlock;
-  }
-};
-
-// A block of queries [t, t + rows) against a block of keys [s, s + keys).
-struct Tile {
-  int64_t t, rows, s, keys;
-  Visible visible;
-
-  // How many keys of the block query t + r sees, and the first query that sees key s + j, as a row of the tile.
-  int64_t seen(int64_t r) const { return min_of(max_of(visible.end(t + r) - s, 0), keys); }
-  int64_t first_query(int64_t j) const { return min_of(max_of(s + j - visible.offset - t, 0), rows); }
-};
-
 // Fills probabilities with exp(scale * q K^T - lse), zero where not visible, and score_gradient with dout V^T.
-template <class T>
-void load_tile(const AttentionBackwardParams& p, const GradientBlocks& g, int64_t bh, const Tile& tile) {
-  const int64_t D = p.shape.D, P = padded(D), b = bh / p.shape.H, h = bh % p.shape.H;
-  load_rows(row_of<T>(p.q, b, h, tile.t), p.q.row_stride, tile.rows, D, g.q);
-  load_rows(row_of<T>(p.dout, b, h, tile.t), p.dout.row_stride, tile.rows, D, g.dout);
-  const auto product = [&](const float* a, const float* b, float* c) {
-    fill_zero(c, tile.rows * kKeyBlock);
-    block_product(BlockA{a, P, 1}, BlockB{b, kKeyBlock}, c, kKeyBlock, tile.rows, kKeyBlock, D);
-  };
-  product(g.q, g.k_transposed, g.probabilities);
-  product(g.dout, g.v_transposed, g.score_gradient);
+template <class Gradients>
+void load_tile(const AttentionBackwardParams& p, const Gradients& gradients, int64_t bh, const Tile& tile) {
+  gradients.score(tile);
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float lse = p.lse[bh * p.shape.T + tile.t + r];
     for (int64_t i = 0; i < kKeyBlock; i += kLanes) {
-      float* probability = g.probabilities + r * kKeyBlock + i;
+      float* probability = gradients.g.probabilities + r * kKeyBlock + i;
       const vi visible = lane_numbers() < float(tile.seen(r) - i);
       store(probability, visible ? vexp(load(probability) * p.shape.scale - lse) : vf{});
     }
@@ -57,7 +19,7 @@ void load_tile(const AttentionBackwardParams& p, const GradientBlocks& g, int64_
 }
 
 // delta += row sums of probabilities * dprobabilities.
-void add_row_sums(const GradientBlocks& g, const Tile& tile) {
+void add_row_sums(const GradientScratch& g, const Tile& tile) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     vf sum{};
     for (int64_t i = 0; i < kKeyBlock; i += kLanes) {
@@ -69,31 +31,22 @@ void add_row_sums(const GradientBlocks& g, const Tile& tile) {
   }
 }
 
-// Adds the tile's part of dq, dk and dv, with dscore = probability * (dprobability - delta) * scale.
-void add_gradients(const AttentionBackwardParams& p, const GradientBlocks& g, int64_t bh, const Tile& tile) {
-  const int64_t P = padded(p.shape.D);
+// score_gradient = probability * (dprobability - delta) * scale, zero where not visible.
+void finish_score_gradients(const GradientScratch& g, float scale, const Tile& tile) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     for (int64_t i = 0; i < kKeyBlock; i += kLanes) {
       float* gradient = g.score_gradient + r * kKeyBlock + i;
       const vi visible = lane_numbers() < float(tile.seen(r) - i);
-      const vf centred = (load(gradient) - g.delta[tile.t + r]) * p.shape.scale;
+      const vf centred = (load(gradient) - g.delta[tile.t + r]) * scale;
       store(gradient, visible ? load(g.probabilities + r * kKeyBlock + i) * centred : vf{});
     }
   }
-  const auto zero = [](int64_t) -> int64_t { return 0; };
-  const auto seen = [&](int64_t r) { return tile.seen(r); };
-  const auto first_query = [&](int64_t j) { return tile.first_query(j); };
-  const auto all = [&](int64_t) { return tile.rows; };
-  float* dq = p.dq + (bh * p.shape.T + tile.t) * P;
-  ragged_product(BlockA{g.score_gradient, kKeyBlock, 1}, BlockB{g.k, P}, dq, P, tile.rows, P, zero, seen);
-  ragged_product(BlockA{g.score_gradient, 1, kKeyBlock}, BlockB{g.q, P}, g.dk, P, tile.keys, P, first_query, all);
-  ragged_product(BlockA{g.probabilities, 1, kKeyBlock}, BlockB{g.dout, P}, g.dv, P, tile.keys, P, first_query, all);
 }
 
 // delta = sum over D of dout * out, the row sums of probabilities * dprobabilities. Where `out` was rounded to 16 bits
 // that product is too coarse, so the sums are taken over the keys, in an earlier walk through the tiles.
 template <class T>
-void row_sums(const AttentionBackwardParams& p, const GradientBlocks& g, int64_t b, int64_t h) {
+void row_sums(const AttentionBackwardParams& p, const GradientScratch& g, int64_t b, int64_t h) {
   for (int64_t t = 0; t < p.shape.T; ++t) {
     const T *dout = row_of<T>(p.dout, b, h, t), *out = row_of<T>(p.out, b, h, t);
     vf sum{};
@@ -112,10 +65,11 @@ PERSIMMON_INLINE void for_each_tile(const AttentionShape& shape, const Visible& 
 }
 
 // One (b, h). Keys outermost, so that dk and dv of a block stay in scratch and are rounded once.
-template <class T>
-void head_backward(const AttentionBackwardParams& p, const GradientBlocks& g, int64_t bh) {
+template <class T, class Gradients>
+void head_backward(const AttentionBackwardParams& p, const GradientScratch& g, int64_t bh) {
   const AttentionShape& shape = p.shape;
   const int64_t D = shape.D, P = padded(D), b = bh / shape.H, h = bh % shape.H;
+  const Gradients gradients{p, g, b, h};
   const Visible visible = Visible::of(shape, b);
   const int64_t last = shape.T == 0 ? visible.begin : max_of(visible.end(shape.T - 1), visible.begin);
   T* dk = static_cast<T*>(p.dk) + bh * shape.S * D;
@@ -124,32 +78,29 @@ void head_backward(const AttentionBackwardParams& p, const GradientBlocks& g, in
     __builtin_memset(gradient, 0, sizeof(T) * visible.begin * D);
     __builtin_memset(gradient + last * D, 0, sizeof(T) * (shape.S - last) * D);
   }
-  const auto load_keys = [&](int64_t s, int64_t keys) {
-    load_transposed(row_of<T>(p.k, b, h, s), p.k.row_stride, keys, D, g.k_transposed);
-    load_transposed(row_of<T>(p.v, b, h, s), p.v.row_stride, keys, D, g.v_transposed);
-  };
   if constexpr (sizeof(T) == sizeof(float)) {
     row_sums<T>(p, g, b, h);
   } else {
     fill_zero(g.delta, shape.T);
     for (int64_t s = visible.begin; s < last; s += kKeyBlock) {
       const int64_t keys = min_of(kKeyBlock, last - s);
-      load_keys(s, keys);
+      gradients.load_keys(s, keys);
       for_each_tile(shape, visible, s, keys, [&](const Tile& tile) {
-        load_tile<T>(p, g, bh, tile);
+        load_tile(p, gradients, bh, tile);
         add_row_sums(g, tile);
       });
     }
   }
   for (int64_t s = visible.begin; s < last; s += kKeyBlock) {
     const int64_t keys = min_of(kKeyBlock, last - s);
-    load_keys(s, keys);
-    load_rows(row_of<T>(p.k, b, h, s), p.k.row_stride, keys, D, g.k);
+    gradients.load_keys(s, keys);
+    gradients.load_key_rows(s, keys);
     fill_zero(g.dk, keys * P);
     fill_zero(g.dv, keys * P);
     for_each_tile(shape, visible, s, keys, [&](const Tile& tile) {
-      load_tile<T>(p, g, bh, tile);
-      add_gradients(p, g, bh, tile);
+      load_tile(p, gradients, bh, tile);
+      finish_score_gradients(g, shape.scale, tile);
+      gradients.accumulate(tile, p.dq + (bh * shape.T + tile.t) * P);
     });
     for (int64_t j = 0; j < keys; ++j) {
       for_each_vector(D, [&](int64_t i, int n) {
@@ -160,12 +111,22 @@ void head_backward(const AttentionBackwardParams& p, const GradientBlocks& g, in
   }
 }
 
+template <class T>
+void head_backward_in_blocks(const AttentionBackwardParams& p, const GradientScratch& g, int64_t bh) {
+#if defined(__AVX512BF16__)
+  if constexpr (__is_same(T, bf16)) {
+    if (PairGradients::fits(p)) return head_backward<T, PairGradients>(p, g, bh);
+  }
+#endif
+  head_backward<T, WideGradients<T>>(p, g, bh);
+}
+
 }  // namespace
 
 void attention_backward(const AttentionBackwardParams& p, int64_t begin, int64_t end) {
-  const GradientBlocks g(p.scratch, padded(p.shape.D));
+  const GradientScratch g(p.scratch, padded(p.shape.D));
   with_type(p.shape.dtype, [&](auto tag) {
-    for (int64_t bh = begin; bh < end; ++bh) head_backward<decltype(tag)>(p, g, bh);
+    for (int64_t bh = begin; bh < end; ++bh) head_backward_in_blocks<decltype(tag)>(p, g, bh);
   });
 }
 

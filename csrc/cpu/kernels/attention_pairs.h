@@ -7,11 +7,6 @@
 #if defined(__AVX512BF16__)
 namespace persimmon::cpu::PERSIMMON_ISA {
 
-template <class T>
-PERSIMMON_INLINE const bf16_pair* pairs(const T* data) {
-  return reinterpret_cast<const bf16_pair*>(data);
-}
-
 // Rows 2 k and 2 k + 1 of a block of V where it lies, paired as they are loaded.
 struct RowPairs {
   const bf16* data;

@@ -20,6 +20,11 @@ struct bf16_pair {
   bf16 first, second;
 };
 
+template <class T>
+PERSIMMON_INLINE const bf16_pair* pairs(const T* data) {
+  return reinterpret_cast<const bf16_pair*>(data);
+}
+
 PERSIMMON_INLINE __m512bh load(const bf16_pair* p) { return (__m512bh)_mm512_loadu_si512(p); }
 PERSIMMON_INLINE vf load_bits(const bf16_pair* p, int) { return bit_cast<vf>(load(p)); }  // only ever whole vectors
 PERSIMMON_INLINE __m512bh broadcast(bf16_pair x) { return (__m512bh)_mm512_set1_epi32(bit_cast<int>(x)); }
