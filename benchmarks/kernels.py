@@ -125,7 +125,7 @@ def run(arguments: list[str] | None = None) -> None:
         filler=Filler(chosen.seed, device),
     )
     reader = machine.MemoryReader(device, chosen.bandwidth_buffer)
-    read = measure({"read": reader}, device=device, repeats=8)["read"]
+    read = measure({"read": reader}, device=device, repeats=8, queued=True)["read"]
     results: list[Result] = []
     bar = tqdm(chosen.only, unit="op", file=sys.stderr, disable=None)
     for op in bar:
@@ -140,8 +140,10 @@ def run(arguments: list[str] | None = None) -> None:
                 device=device,
                 repeats=chosen.repeats,
                 flush=None if chosen.warm else reader,
+                rest=None if chosen.warm else reader.rest,
                 budget_s=chosen.seconds,
                 warmup=2,
+                queued=True,
             )
             ceilings = {
                 "read_bytes_per_s": reader.bytes_per_s(samples.pop("flush", read)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,20 +56,64 @@ def run_timed(function: Callable[[], Any], device: torch.device) -> float:
     return float(first.elapsed_time(last)) / 1e3
 
 
+class DeviceQueue:
+    """Times work on a CUDA device without the host's part in it.
+
+    A kernel of 20 µs has ended before the host launches the next one, so that events around a few of them tell how fast
+    the host is. Here the device spins until all of them are in its queue, longer from the next time on where that was
+    too short.
+    """
+
+    _FIRST_DELAY, _LONGEST_DELAY = 1 << 18, 1 << 27  # in the device's cycles: about 0.15 and 80 ms
+
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self._cuda = cuda
+        self._delay = self._FIRST_DELAY
+
+    def seconds(self, *stages: Callable[[], Any]) -> list[float]:
+        """Device seconds of each of `stages`, which run one after the other on the current stream.
+
+        One that waits for the device can't be queued and is timed with the host's part after all.
+        """
+        while True:
+            events = [self._cuda.Event(enable_timing=True) for _ in range(len(stages) + 1)]
+            self._cuda._sleep(self._delay)
+            events[0].record()
+            for stage, event in zip(stages, events[1:], strict=True):
+                stage()
+                event.record()
+            was_late = events[-2].query()  # the device got to the last stage before all of it was queued
+            events[-1].synchronize()
+            if not was_late or self._delay >= self._LONGEST_DELAY:
+                return [float(a.elapsed_time(b)) / 1e3 for a, b in pairwise(events)]
+            self._delay *= 2
+
+
 def measure(
     sides: Mapping[str, Callable[[], Any]],
     *,
     device: torch.device,
     repeats: int,
     flush: Callable[[], None] | None = None,
+    rest: Callable[[], None] | None = None,
     budget_s: float = float("inf"),
     warmup: int = 1,
+    queued: bool = False,
 ) -> dict[str, Sample]:
     """Runs all `sides` in turn, `repeats` times (at least 3 times, then until `budget_s` is spent).
 
     `flush` is called before every timed run, so that caches are as cold as in a model, whose weights don't fit into
-    them; its own times are returned under "flush".
+    them; its own times are returned under "flush". `rest` is called between the two, untimed. `queued`: on CUDA, time
+    the device alone (:class:`DeviceQueue`), as is right for kernels; whole models are timed with the host's part, which
+    their users wait for too.
     """
+    before = [stage for stage in (flush, rest) if stage is not None]
+    timers: dict[str, Callable[..., list[float]]] = {
+        name: DeviceQueue().seconds
+        if queued and device.type == "cuda"
+        else lambda *stages: [run_timed(stage, device) for stage in stages]
+        for name in sides
+    }
     for function in sides.values():
         for _ in range(warmup):
             function()
@@ -80,9 +125,10 @@ def measure(
         if done >= 3 and time.perf_counter() - begin > budget_s:
             break
         for name in order:
+            seconds = timers[name](*before, sides[name])
+            times[name].append(seconds[-1])
             if flush is not None:
-                flushes.append(run_timed(flush, device))
-            times[name].append(run_timed(sides[name], device))
+                flushes.append(seconds[0])
         order.reverse()  # no side always runs second
     if flushes:
         times["flush"] = flushes

@@ -1,0 +1,33 @@
+set(sample KERNEL sample CASE bfloat16)
+set(sample_threshold ${sample} HEADER sample_threshold)
+add_planted_bug(histogram_not_cleared ${sample}
+  ORIGINAL "params.histograms[row * histogram_words + i] = 0;" PLANTED "{}"
+  REPORT "MISMATCH")
+add_planted_bug(logits_past_the_row ${sample}
+  ORIGINAL "i < params.V;\n       i += int64_t{gridDim.x}" PLANTED "i <= params.V;\n       i += int64_t{gridDim.x}"
+  REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
+add_planted_bug(winners_not_there ${sample}
+  ORIGINAL "best.token;\n  }\n  __syncthreads();\n" PLANTED "best.token;\n  }\n"
+  REPORT "SIMT ERROR: race: read of warp_(scores|tokens)")
+add_planted_bug(last_of_equals KERNEL sample CASE rows
+  ORIGINAL "b.token < a.token" PLANTED "b.token > a.token"
+  REPORT "MISMATCH: the first of equals")
+add_planted_bug(shuffle_of_some_lanes ${sample_threshold}
+  ORIGINAL "    const uint64_t other = __shfl_up_sync(~0u, up_to, offset);\n    if (lane >= offset) up_to += other;\n"
+  PLANTED "    if (lane >= offset) up_to += __shfl_up_sync(~0u, up_to, offset);\n"
+  REPORT "SIMT ERROR: (deadlock: the threads diverged|divergent)")
+add_planted_bug(barrier_of_some_lanes ${sample_threshold}
+  ORIGINAL "= value;\n  __syncthreads();\n" PLANTED "= value, __syncthreads();\n"
+  REPORT "SIMT ERROR: (deadlock: the threads diverged|divergent|race)")
+add_planted_bug(tops_not_there ${sample_threshold}
+  ORIGINAL "= value;\n  __syncthreads();\n" PLANTED "= value;\n"
+  REPORT "SIMT ERROR: race: (read|write) of warp_tops")
+add_planted_bug(sums_not_there ${sample_threshold}
+  ORIGINAL "warp_sums[warp] = up_to;\n  __syncthreads();\n" PLANTED "warp_sums[warp] = up_to;\n"
+  REPORT "SIMT ERROR: race: (read|write) of warp_sums")
+add_planted_bug(bin_not_there ${sample_threshold}
+  ORIGINAL "  __syncthreads();\n  range.before = found[0];" PLANTED "  range.before = found[0];"
+  REPORT "SIMT ERROR: race: (read|write) of found")
+add_planted_bug(lost_atomic ${sample} SANITIZER thread
+  ORIGINAL "simt::atomic_add(histogram + bin, weight)" PLANTED "histogram[bin] += weight"
+  REPORT "ThreadSanitizer: data race")
