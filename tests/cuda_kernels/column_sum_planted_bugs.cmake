@@ -1,7 +1,7 @@
 set(column_sum KERNEL column_sum CASE bfloat16)
 add_planted_bug(missing_barrier ${column_sum}
   ORIGINAL "threadIdx.x] = sum;\n  __syncthreads();\n" PLANTED "threadIdx.x] = sum;\n"
-  REPORT "SIMT ERROR: race: read of group_sums")
+  REPORT "SIMT ERROR: race: (read|write) of group_sums")
 add_planted_bug(early_return ${column_sum}
   ORIGINAL "  float sum = 0.0f;\n" PLANTED "  float sum = 0.0f;\n  if (column >= stride) return;\n"
   REPORT "SIMT ERROR: divergent barrier")

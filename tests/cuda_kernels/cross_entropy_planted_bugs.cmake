@@ -1,7 +1,7 @@
 set(cross_entropy KERNEL cross_entropy CASE bfloat16)
 add_planted_bug(parts_not_there ${cross_entropy}
   ORIGINAL "= part.sum;\n  }\n  __syncthreads();\n" PLANTED "= part.sum;\n  }\n"
-  REPORT "SIMT ERROR: race: read of warp_(maxima|sums)")
+  REPORT "SIMT ERROR: race: (read|write) of warp_(maxima|sums)")
 add_planted_bug(early_return ${cross_entropy}
   ORIGINAL "  Part part{kMinusInfinity, 0.0f};\n"
   PLANTED "  Part part{kMinusInfinity, 0.0f};\n  if (threadIdx.x >= params.columns) return;\n"

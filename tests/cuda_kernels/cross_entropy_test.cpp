@@ -23,7 +23,7 @@ std::string name_of(const char* result, int64_t rows, int64_t columns, int seed)
          std::to_string(seed);
 }
 
-// A vocabulary of three tiles of `columns`, and labels in all of them and ignored.
+// A vocabulary of three tiles of `columns`, and labels in all of them, ignored, and just past the last one.
 template <class T>
 void check_shape(int64_t rows, int64_t columns, int seeds) {
   constexpr int64_t kTiles = 3;
@@ -33,13 +33,14 @@ void check_shape(int64_t rows, int64_t columns, int seeds) {
   const GlobalBuffer<int64_t> labels(rows);
   const GlobalBuffer<float> dloss(rows);
   fill_random(dloss, 0.0, generator);
-  for (int64_t n = 0; n < rows; ++n) labels[n] = n % 5 == 3 ? kIgnored : (n * 7919 + 1) % (kTiles * columns);
+  const int64_t V = kTiles * columns;
+  for (int64_t n = 0; n < rows; ++n) labels[n] = n % 5 == 3 ? kIgnored : n % 7 == 6 ? V : (n * 7919 + 1) % V;
   std::vector<double> lse(rows, 0.0);
   const auto logit = [&](int64_t n, int64_t column) {
     return double{simt::to_float(logits[(column / columns * rows + n) * columns + column % columns])};
   };
   for (int64_t n = 0; n < rows; ++n) {
-    for (int64_t column = 0; column < kTiles * columns; ++column) lse[n] += std::exp(logit(n, column));
+    for (int64_t column = 0; column < V; ++column) lse[n] += std::exp(logit(n, column));
     lse[n] = std::log(lse[n]);
   }
   for (int seed = 0; seed < seeds; ++seed) {
@@ -56,7 +57,8 @@ void check_shape(int64_t rows, int64_t columns, int seeds) {
     }
     for (int64_t n = 0; n < rows; ++n) {
       forward.add(max[n] + std::log(double{sum[n]}), lse[n], 4e-6 * (1.0 + std::abs(lse[n])));
-      if (labels[n] != kIgnored) forward.add(target[n], logit(n, labels[n]), 0.0);
+      if (labels[n] == V) expect(std::isnan(target[n]), name_of("a label that no tile has", rows, columns, seed));
+      if (labels[n] >= 0 && labels[n] < V) forward.add(target[n], logit(n, labels[n]), 0.0);
       rounded_lse[n] = static_cast<float>(lse[n]);
     }
     for (int64_t tile = 0; tile < kTiles; ++tile) {

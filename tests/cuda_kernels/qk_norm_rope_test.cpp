@@ -88,7 +88,9 @@ void check_dtype(int seeds) {
     check_case<T>(c, seeds);
   }
   check_case<T>({2, 5, 3, 0, true}, seeds);
-  for (const Case& c : {Case{1, 1, 2, 1}, Case{3, 4, 2, 37}, Case{2, 8, 5, 64, true}}) check_case<T>(c, seeds);
+  for (const Case& c : {Case{1, 1, 2, 1}, Case{2, 4, 2, 3}, Case{3, 4, 2, 37}, Case{2, 8, 5, 64, true}}) {
+    check_case<T>(c, seeds);
+  }
   check_case<T>({0, 4, 2}, seeds);
 }
 

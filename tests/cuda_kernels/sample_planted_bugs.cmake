@@ -8,7 +8,7 @@ add_planted_bug(logits_past_the_row ${sample}
   REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
 add_planted_bug(winners_not_there ${sample}
   ORIGINAL "best.token;\n  }\n  __syncthreads();\n" PLANTED "best.token;\n  }\n"
-  REPORT "SIMT ERROR: race: read of warp_(scores|tokens)")
+  REPORT "SIMT ERROR: race: (read|write) of warp_(scores|tokens)")
 add_planted_bug(last_of_equals KERNEL sample CASE rows
   ORIGINAL "b.token < a.token" PLANTED "b.token > a.token"
   REPORT "MISMATCH: the first of equals")
