@@ -4,9 +4,6 @@
 namespace persimmon::cuda {
 namespace {
 
-// The kernel of a step is in decode_attention_kernel.cuh.
-// Occupancy: decode_attention_kernel 128 threads x 2 blocks, 0 B
-
 // Grid (H, B), a warp a token, two elements a lane.
 // Occupancy: combine_splits 256 threads x 6 blocks, 0 B
 template <class T>

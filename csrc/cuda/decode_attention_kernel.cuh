@@ -17,6 +17,9 @@ static_assert(kDecodeGroups == 2 * kMaxDecodeTokens, "a group norms a row");
 // 16-bit rows 64, 48 and 16 KB are in flight there for up to two, four and eight tokens, with codes half of it.
 template <int kTokens>
 constexpr int kKeys = kTokens <= 4 ? 4 : 2;
+// Occupancy: decode_attention_kernel<*, {1,2}> 128 threads x 4 blocks, 0 B
+// Occupancy: decode_attention_kernel<*, 4> 128 threads x 3 blocks, 0 B
+// Occupancy: decode_attention_kernel<*, 8> 128 threads x 2 blocks, 0 B
 template <int kTokens>
 constexpr int kMinBlocks = kTokens <= 2   ? 4
                            : kTokens <= 4 ? 3

@@ -3,9 +3,6 @@
 
 namespace persimmon::cuda {
 
-// The kernel is in linear_kernel.cuh; up to 8 rows of x (int4: 1) have two blocks.
-// Occupancy: linear_kernel 256 threads x 1 blocks, 0 B
-
 cudaError_t launch_linear(const LinearParams& params, simt::Dtype dtype, cudaStream_t stream) {
   switch (dtype) {
     case simt::Dtype::kBFloat16:

@@ -20,6 +20,10 @@ template <class Weight, int kM>
 struct LinearTile {
   static constexpr int kRows = Weight::kGroupScale && kM > 4 ? 2 : 4;  // scaled groups need a second set of sums
   static constexpr int kVectors = Weight::kValues == 8 && kM <= 2 ? 2 : 1;
+  // Occupancy: linear_kernel<*, {PlainWeight,Int8Weight}*, {1,2,4,8}> 256 threads x 2 blocks, 0 B
+  // Occupancy: linear_kernel<*, {PlainWeight,Int8Weight}*, 16> 256 threads x 1 blocks, 0 B
+  // Occupancy: linear_kernel<*, Int4Weight, 1> 256 threads x 2 blocks, 0 B
+  // Occupancy: linear_kernel<*, Int4Weight, {2,4,8,16}> 256 threads x 1 blocks, 0 B
   static constexpr int kMinBlocks = kM <= (Weight::kGroupScale ? 1 : 8) ? 2 : 1;
   static constexpr int kBlockRows = kRows * kLinearWarps;
   static constexpr int kStepVectors = simt::kWarpSize * kVectors;  // of a row
