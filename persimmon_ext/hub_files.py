@@ -29,7 +29,8 @@ def find_or_download(
     """Returns `path` if it exists or can't be a name on the Hub, else the folder that `download` returns.
 
     `download` gets a function from the name of a file of the repository to where it is now, and huggingface_hub's
-    errors; a file that the repository lacks raises their EntryNotFoundError.
+    errors; a file that the repository lacks raises their EntryNotFoundError, as does one that the cache lacks where
+    nothing may be downloaded; a network that fails raises FileNotFoundError.
 
     Raises FileNotFoundError, saying why, if the repository can't be had: it is not there, private, or there is no
     network; ConnectionError if the Hub fails; ImportError if huggingface_hub is missing.
@@ -45,25 +46,32 @@ def find_or_download(
             "pip install 'persimmon_ext[hub]'."
         ) from error
 
-    def fetch(name: str) -> Path:
-        return Path(
-            hub.hf_hub_download(
-                path,
-                name,
-                revision=request.revision,
-                cache_dir=None if request.cache_dir is None else Path(request.cache_dir),
-                local_files_only=request.local_files_only,
-                token=request.token,
-            )
+    cache_dir = None if request.cache_dir is None else Path(request.cache_dir)
+    place: dict[str, Any] = {"revision": request.revision, "cache_dir": cache_dir}
+
+    def unreachable(reason: str) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"There is no folder {path!r}, and its files are neither in the Hub's cache nor can they be downloaded "
+            f"({reason})."
         )
+
+    def fetch(name: str) -> Path:
+        only_local, token = request.local_files_only, request.token
+        try:
+            return Path(hub.hf_hub_download(path, name, **place, local_files_only=only_local, token=token))
+        except errors.LocalEntryNotFoundError as error:
+            # What is in no cache may be in no repository either: without a network by intent, or where the cache
+            # remembers an answer of the Hub, that is taken for one that isn't there. A failure isn't.
+            is_offline = only_local or isinstance(error.__cause__, errors.OfflineModeIsEnabled)
+            if is_offline or hub.try_to_load_from_cache(path, name, **place) is not None:
+                raise
+            raise unreachable(f"the Hub is out of reach for {name}; local_files_only=True does without") from error
 
     try:
         return download(fetch, errors)
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(
-            f"There is no folder {path!r}, and its files are neither in the Hub's cache nor can they be downloaded "
-            f"({'local_files_only is set' if request.local_files_only else 'the Hub is out of reach'})."
-        ) from error
+        is_asked = request.local_files_only
+        raise unreachable("local_files_only is set" if is_asked else "the Hub is out of reach") from error
     except errors.GatedRepoError as error:
         raise FileNotFoundError(f"{path} is gated on the Hugging Face Hub: accept its terms and pass token.") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:

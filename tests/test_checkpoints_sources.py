@@ -186,6 +186,45 @@ def test_a_repository_without_weights(hub: Hub) -> None:
         PersimmonForCausalLM.from_pretrained(NAME)
 
 
+def failing_for(hub: Hub, monkeypatch: pytest.MonkeyPatch, file: str, error: Exception) -> None:
+    """Lets the stand-in raise `error` where it is asked for `file`."""
+
+    def download(name: str, asked: str, **options: Any) -> str:
+        if asked == file:
+            raise error
+        return hub.hf_hub_download(name, asked, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_network_that_fails_in_between(hub: Hub, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Another form of the weights, of another age perhaps, is not taken for that."""
+    model = make_model()
+    model.config.save_pretrained(hub.repository)
+    torch.save(model.state_dict(), hub.repository / "pytorch_model.bin")
+    failing_for(hub, monkeypatch, file, errors.LocalEntryNotFoundError("connection reset"))
+    with pytest.raises(FileNotFoundError, match=f"the Hub is out of reach for {file}; local_files_only=True does"):
+        PersimmonForCausalLM.from_pretrained(NAME)
+    assert "pytorch_model.bin" not in hub.asked
+    assert_same_tensors(model, PersimmonForCausalLM.from_pretrained(NAME, local_files_only=True))
+
+
+def test_a_cache_that_knows_of_no_safetensors(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the Hub once answered counts while it is out of reach."""
+    model = make_model()
+    model.config.save_pretrained(hub.repository)
+    torch.save(model.state_dict(), hub.repository / "pytorch_model.bin")
+    cache = tmp_path / "cache" / "models--adept--persimmon-8b-base"
+    for folder in ("refs", ".no_exist/abc", "snapshots/abc"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    (cache / ".no_exist" / "abc" / "model.safetensors").touch()
+    failing_for(hub, monkeypatch, "model.safetensors", errors.LocalEntryNotFoundError("connection reset"))
+    loaded = PersimmonForCausalLM.from_pretrained(NAME, cache_dir=tmp_path / "cache")
+    assert_same_tensors(model, loaded)
+
+
 @pytest.mark.parametrize(
     ("error", "match"),
     [
