@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from persimmon_ext.config_checks import check_config, check_integer
+from persimmon_ext.config_checks import check_config, check_num_labels
 from persimmon_ext.rope_parameters import (
     PRETRAINED_LENGTH,
     PRETRAINED_LENGTH_TYPES,
@@ -181,7 +181,7 @@ class PersimmonConfig:
 
     @num_labels.setter
     def num_labels(self, number: int) -> None:
-        check_integer("num_labels", number, 1)
+        check_num_labels(number)
         if number != len(self.id2label):
             self.id2label = {index: f"LABEL_{index}" for index in range(number)}
             self.label2id = {label: index for index, label in self.id2label.items()}

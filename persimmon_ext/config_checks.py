@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+# Each has a name in memory and a row in the head: a file that asks for more is damaged.
+_MOST_LABELS = 2**20
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -50,10 +52,17 @@ def check_config(config: PersimmonConfig) -> None:
     check_rope_parameters(config.rope_parameters, config.head_dim)
 
 
-def check_integer(name: str, value: object, least: int) -> None:
-    """Raises ValueError unless `value` is an integer (no bool, no float) of at least `least`."""
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raises ValueError unless `value` is an integer (no bool, no float) of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}.")
+
+
+def check_num_labels(number: object) -> None:
+    """Raises ValueError unless `number` is one of labels that can each be given a name."""
+    check_integer("num_labels", number, 1, _MOST_LABELS)
 
 
 def _check_numbers(config: PersimmonConfig) -> None:
@@ -83,7 +92,7 @@ def _check_labels(config: PersimmonConfig) -> None:
     problem = config.problem_type
     if problem is not None and problem not in PROBLEM_TYPES:
         raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}, got {problem!r}.")
-    check_integer("num_labels", config.num_labels, 1)
+    check_num_labels(config.num_labels)
     if problem == "single_label_classification" and config.num_labels == 1:
         raise ValueError("problem_type 'single_label_classification' needs num_labels of at least 2, got 1.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from checkpoint_helpers import WEIGHTS, edit_config, edit_weights, load, make_model
 
-from persimmon_ext import PersimmonForCausalLM
+from persimmon_ext import PersimmonForCausalLM, PersimmonTokenizer, embedded_checkpoint
 from persimmon_ext.checkpoints import CheckpointError, save_pretrained
 from persimmon_ext.config import PersimmonConfig
 
@@ -131,6 +132,48 @@ def test_sizes_beyond_everything(folder: Path, name: str) -> None:
     edit_config(folder, **{name: 10**18})
     with pytest.raises(CheckpointError, match=rf"The config says {name} 10{{18}}, but the checkpoint .* has 36 tensor"):
         load(folder)
+
+
+def test_labels_beyond_everything(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("id2label", "label2id"):
+        fields.pop(name, None)
+    (folder / "config.json").write_text(json.dumps({**fields, "num_labels": 10**12}))
+    with pytest.raises(ValueError, match="num_labels must be at most 1048576, got 1000000000000"):
+        load(folder)
+
+
+class TestTokenizer:
+    """Fewer tokens than rows are padding; more are another model's tokenizer."""
+
+    def with_tokenizer(self, folder: Path, rows: int) -> int:
+        """Gives `folder` a model with `rows` and the embedded tokenizer; the number of its tokens."""
+        tokenizer = PersimmonTokenizer.from_pretrained(embedded_checkpoint())
+        save_pretrained(make_model(vocab_size=rows), folder)
+        tokenizer.save_pretrained(folder)
+        return len(tokenizer)
+
+    def test_too_large(self, tmp_path: Path) -> None:
+        tokens = self.with_tokenizer(tmp_path, 4095)
+        with pytest.raises(ValueError, match=rf"The tokenizer in .* has {tokens} tokens, but .* has only 4095"):
+            load(tmp_path)
+
+    def test_added_tokens_count(self, tmp_path: Path) -> None:
+        tokens = self.with_tokenizer(tmp_path, 4096)
+        assert load(tmp_path).config.vocab_size == tokens == 4096
+        file = tmp_path / "tokenizer_config.json"
+        fields = json.loads(file.read_text())
+        fields["added_tokens_decoder"][str(tokens)] = {"content": "<one more>", "special": True}
+        file.write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match="has 4097 tokens, but the model's vocabulary has only 4096"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize("content", [None, b"version https://git-lfs.github.com/spec/v1"])
+    def test_padded_and_unreadable(self, tmp_path: Path, content: bytes | None) -> None:
+        self.with_tokenizer(tmp_path, 4200)
+        if content is not None:
+            (tmp_path / "tokenizer.model").write_bytes(content)
+        assert load(tmp_path).config.vocab_size == 4200
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "{", "\ud800", "[]"])

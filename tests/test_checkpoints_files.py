@@ -15,6 +15,7 @@ from checkpoint_helpers import INDEX, WEIGHTS, edit_weights, load, make_model
 from safetensors.torch import load_file, save_file
 
 from persimmon_ext.checkpoints import CheckpointError, loading, reading, save_pretrained
+from persimmon_ext.checkpoints.inspection import open_checkpoint
 
 
 @pytest.fixture
@@ -187,14 +188,64 @@ class TestIndex:
 
 
 class TestLinks:
-    """Linked files are how a Hugging Face cache looks; they load."""
+    """Linked files are how a Hugging Face cache looks, and only there do they lead out of the folder."""
 
-    def test_snapshot_of_links(self, sharded: Path, tmp_path: Path) -> None:
-        snapshot = tmp_path / "snapshots" / "abc"
+    def snapshot(self, folder: Path, cache: Path, blobs: str = "models--a--b/blobs") -> Path:
+        """A snapshot of `folder` as the Hub's cache has it, of links to its files, which go to `blobs`."""
+        snapshot = cache / "models--a--b" / "snapshots" / "abc"
         snapshot.mkdir(parents=True)
-        for path in sharded.iterdir():
-            (snapshot / path.name).symlink_to(os.path.relpath(path, snapshot))
+        (cache / blobs).mkdir(parents=True)
+        for number, path in enumerate(folder.iterdir()):
+            blob = path.rename(cache / blobs / str(number))
+            (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
+        return snapshot
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_snapshot_in_the_cache(self, sharded: Path, tmp_path: Path, linked: bool) -> None:
+        snapshot = self.snapshot(sharded, tmp_path / "cache")
+        if linked:  # the whole cache
+            (tmp_path / "link").symlink_to(tmp_path / "cache")
+            snapshot = tmp_path / "link" / snapshot.relative_to(tmp_path / "cache")
         assert torch.equal(load(snapshot).lm_head.weight, make_model().lm_head.weight)
+
+    @pytest.mark.parametrize("blobs", ["models--other/blobs", "models--a--b/else", "models--a--b/blobs/deeper"])
+    def test_snapshot_of_another_models_files(self, sharded: Path, tmp_path: Path, blobs: str) -> None:
+        snapshot = self.snapshot(sharded, tmp_path / "cache", blobs)
+        with pytest.raises(CheckpointError, match=r"config\.json is a link to .*, outside its folder"):
+            load(snapshot)
+
+    def test_an_index_that_names_a_link(self, sharded: Path, folder: Path) -> None:
+        shard = sorted(sharded.glob("model-*.safetensors"))[1]
+        shard.rename(folder / "elsewhere.safetensors")
+        shard.symlink_to(folder / "elsewhere.safetensors")
+        with pytest.raises(CheckpointError, match=rf"names the file '{shard.name}', which is not inside .*sharded"):
+            load(sharded)
+
+    def test_a_link_inside_the_folder(self, sharded: Path) -> None:
+        shard = sorted(sharded.glob("model-*.safetensors"))[1]
+        (sharded / "deeper").mkdir()
+        shard.rename(sharded / "deeper" / "elsewhere")
+        shard.symlink_to("deeper/elsewhere")
+        assert torch.equal(load(sharded).lm_head.weight, make_model().lm_head.weight)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["config.json", "generation_config.json", WEIGHTS, "tokenizer.model", "tokenizer_config.json"],
+    )
+    def test_other_files_that_are_links(self, folder: Path, tmp_path: Path, name: str) -> None:
+        (tmp_path / "elsewhere").write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match=rf"{name} is a link to .*elsewhere, outside its folder; files that"):
+            load(folder)
+        with pytest.raises(CheckpointError, match="is a link to"), open_checkpoint(folder):
+            pass
+
+    def test_an_index_that_is_a_link(self, sharded: Path, tmp_path: Path) -> None:
+        (sharded / INDEX).rename(tmp_path / "elsewhere")
+        (sharded / INDEX).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match="is a link to"):
+            load(sharded)
 
     def test_linked_folder(self, sharded: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(sharded)

@@ -1,20 +1,23 @@
 """Which files of a folder hold the weights.
 
-A folder's own files may be symbolic links, as they are in a Hugging Face cache (``snapshots/`` links to ``blobs/``).
-What an index may not do is name a file that lies elsewhere: its text comes from whoever made the checkpoint.
+A checkpoint comes from someone else: neither its index nor a link in it may make a reader open files that lie
+elsewhere. The one exception is the Hugging Face cache: its ``snapshots`` are links to the ``blobs`` of the same model.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 
 CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 SAFETENSORS_NAME = "model.safetensors"
 SAFETENSORS_INDEX_NAME = "model.safetensors.index.json"
 QUANTIZED_NAME = "quantized.safetensors"
@@ -40,7 +43,8 @@ class WeightFiles:
 def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     """Returns `path` as a Path, having checked that it is a folder with a config.json.
 
-    Raises FileNotFoundError if it, or its config.json, is missing and NotADirectoryError if it is a file.
+    Raises FileNotFoundError if it, or its config.json, is missing, NotADirectoryError if it is a file, CheckpointError
+    if that, the generation config or a file of the tokenizer is a link to elsewhere.
     """
     folder = Path(path)
     if not os.path.lexists(folder):
@@ -49,7 +53,18 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
         raise NotADirectoryError(f"A checkpoint is a folder with a {CONFIG_NAME} and weights, but {folder} is a file.")
     if not os.path.isfile(folder / CONFIG_NAME):
         raise FileNotFoundError(f"There is no {CONFIG_NAME} in {folder}.")
+    check_links(folder, [CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES])
     return folder
+
+
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Raises CheckpointError if one of the files `names` of `folder` is a link that leads out of it."""
+    for name in names:
+        path = folder / name
+        if path.is_symlink() and not _lies_inside(path, folder):
+            raise CheckpointError(
+                f"{path} is a link to {os.readlink(path)}, outside its folder; files that lie elsewhere aren't read."
+            )
 
 
 def find_weights(folder: Path, *, quantized: bool = False) -> WeightFiles:
@@ -64,6 +79,7 @@ def find_weights(folder: Path, *, quantized: bool = False) -> WeightFiles:
     for name in names:
         path = folder / name
         if os.path.isfile(path):
+            check_links(folder, [name])
             return _indexed(path) if name.endswith(".json") else WeightFiles((path,))
     raise FileNotFoundError(f"There are no weights in {folder}: none of {', '.join(names)} is there.")
 
@@ -90,18 +106,30 @@ def read_index(index: Path) -> dict[str, str]:
 
 
 def _check_inside(index: Path, name: str) -> None:
-    """Raises CheckpointError unless `name` is that of a file in the folder. Only the file itself may be a link, no
-    folder on the way to it."""
+    """Raises CheckpointError unless `name` is that of a file in the folder, whatever links are on the way."""
     folder = index.parent
     parts = Path(name).parts
     outside = not parts or "\0" in name or os.path.isabs(name) or ".." in parts
-    try:
-        os.fsencode(name)
-        outside = outside or not (folder / name).parent.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a link to itself, a lone surrogate
-        outside = True
-    if outside:
+    if outside or not _lies_inside(folder / name, folder):
         raise CheckpointError(f"{index} names the file {name!r}, which is not inside {folder}.")
+
+
+def _lies_inside(path: Path, folder: Path) -> bool:
+    """Whether `path` is in `folder` when all links are followed, or what it is there is a link of the Hub's cache."""
+    try:
+        os.fsencode(path)
+        found, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # a link to itself, a lone surrogate
+        return False
+    blobs = _blobs(home)
+    return found.is_relative_to(home) or (blobs is not None and found.parent == blobs)
+
+
+def _blobs(home: Path) -> Path | None:
+    """Where the files of ``models--OWNER--NAME/snapshots/COMMIT`` in the Hub's cache lie; None for any other folder."""
+    model = home.parent.parent
+    is_snapshot = home.parent.name == "snapshots" and model.name.startswith("models--")
+    return (model / "blobs").resolve() if is_snapshot else None
 
 
 def _indexed(index: Path) -> WeightFiles:

@@ -6,11 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from persimmon_ext.checkpoints.folder import CONFIG_NAME, QUANTIZED_NAMES, WEIGHT_NAMES, read_index
+from persimmon_ext.checkpoints.folder import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    QUANTIZED_NAMES,
+    WEIGHT_NAMES,
+    read_index,
+)
 from persimmon_ext.hub_files import HubRequest, find_or_download
 from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 
-_BESIDE_WEIGHTS = ("generation_config.json", *TOKENIZER_FILES)
+_BESIDE_WEIGHTS = (GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 
 
 def find_checkpoint(path: str | os.PathLike[str], request: HubRequest) -> str | os.PathLike[str]:

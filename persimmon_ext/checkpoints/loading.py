@@ -29,6 +29,9 @@ from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.hub_files import HubRequest
 from persimmon_ext.huge_pages import on_huge_pages
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
+from persimmon_ext.tokenizer import PersimmonTokenizer
+from persimmon_ext.tokenizer_files import MODEL_FILE
+from persimmon_ext.vocabulary import check_fits
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -86,7 +89,7 @@ def load_pretrained(
 
     Raises FileNotFoundError or NotADirectoryError if the folder or a file is not there, CheckpointError if a file is
     damaged, does not fit the model or is replaced meanwhile, ValueError or TypeError for an unusable `dtype`, `device`,
-    map or config.
+    map or config, or a tokenizer in the folder that has more tokens than the vocabulary.
     """
     check_overrides(overrides)
     if device is not None and device_map is not None:
@@ -107,6 +110,7 @@ def load_pretrained(
         files = find_weights(folder, quantized=stored is not None)
         infos = stored_tensors(files, verify=verify)
         _check_sizes(config, infos, folder)
+        _check_tokenizer(config, folder)
         with torch.device("meta"):
             model = model_class(config)
         if read_beside is not None:
@@ -169,6 +173,18 @@ def _check_sizes(config: PersimmonConfig, infos: Mapping[str, TensorInfo], folde
                 f"The config says {name} {getattr(config, name)}, but the checkpoint {folder} has {len(infos)} "
                 f"tensor(s) of at most {largest} values."
             )
+
+
+def _check_tokenizer(config: PersimmonConfig, folder: Path) -> None:
+    """Raises ValueError if the folder's tokenizer gives ids that the embedding has no rows for. Fewer tokens than rows
+    are usual: vocabularies are padded."""
+    if not (folder / MODEL_FILE).is_file():
+        return
+    try:
+        tokens = len(PersimmonTokenizer.from_pretrained(folder))
+    except ValueError:
+        return  # who wants the tokenizer is told what is wrong with it; the weights don't need it
+    check_fits(tokens, config.vocab_size, f"The tokenizer in {folder}")
 
 
 def _default_dtype(config: PersimmonConfig, assignment: Assignment, infos: Mapping[str, TensorInfo]) -> torch.dtype:
