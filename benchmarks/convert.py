@@ -182,7 +182,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    options.add_checkpoint_options(parser, layers=4, vocab=65536)
+    options.add_checkpoint_options(parser, layers=4, vocab=65536, vocab_help="at least the 4096 of the tokenizer")
     parser.add_argument("--max-shard-size", default="1GB", type=_size, metavar="SIZE")
     return parser.parse_args(arguments)
 

@@ -15,11 +15,13 @@ from benchmarks.checks import MismatchError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser, layers: int, vocab: int) -> None:
+def add_checkpoint_options(
+    parser: argparse.ArgumentParser, layers: int, vocab: int, vocab_help: str | None = None
+) -> None:
     """Adds the sizes of a model that a program writes to disk, where, and what every program takes."""
     sizes = {"layers": layers, "hidden": 4096, "ffn": 16384, "heads": 64, "vocab": vocab}
     for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=positive, default=default)
+        parser.add_argument(f"--{name}", type=positive, default=default, help=vocab_help if name == "vocab" else None)
     parser.add_argument("--folder", type=Path, help="where to write; default: that of temporary files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="write the results there too")

@@ -161,9 +161,18 @@ def test_index(tmp_path: Path) -> None:
     model = make_model(**SMALL)
     model.save_pretrained(tmp_path, max_shard_size=800)
     saved = dict(model.state_dict())
-    fuzz(
-        tmp_path / INDEX, 500, lambda: dict(load(tmp_path).state_dict()), lambda found: same_bits(found, saved), ERRORS
+    file = tmp_path / INDEX
+    names = file.read_bytes().index(b"weight_map")
+    counts = fuzz(
+        file,
+        500,
+        lambda: dict(load(tmp_path).state_dict()),
+        lambda found: same_bits(found, saved),
+        ERRORS,
+        zones=[(0, names), (names, file.stat().st_size)],
     )
+    assert counts["refused"] > 400, counts
+    assert counts["loaded"] > 20, counts  # with another total_size, say, which nothing depends on
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
@@ -183,7 +192,9 @@ def test_config(tmp_path: Path, quantization: str | None) -> None:
         for name, tensor in found.state_dict().items():
             assert torch.equal(tensor, saved[name].to(tensor.dtype)), name
 
-    fuzz(file, 500, lambda: load(tmp_path), check, ERRORS)
+    counts = fuzz(file, 500, lambda: load(tmp_path), check, ERRORS)
+    assert counts["refused"] > 400, counts
+    assert counts["loaded"] > 20, counts
 
 
 def test_generation_config(tmp_path: Path) -> None:
@@ -197,7 +208,9 @@ def test_generation_config(tmp_path: Path) -> None:
         for name, value in found.generation_config.to_dict().items():
             assert stated[name] == value
 
-    fuzz(file, 300, lambda: PersimmonForCausalLM.from_pretrained(tmp_path), check, ERRORS)
+    counts = fuzz(file, 300, lambda: PersimmonForCausalLM.from_pretrained(tmp_path), check, ERRORS)
+    assert counts["refused"] > 200, counts
+    assert counts["loaded"] > 20, counts
 
 
 def released(path: Path) -> tuple[Tensors, bytes]:
