@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,17 @@ def assert_same_tensors(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 def load(folder: Any, **arguments: Any) -> PersimmonForCausalLM:
     return load_pretrained(PersimmonForCausalLM, folder, **arguments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of `folder`, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def unmarked(files: dict[str, bytes]) -> dict[str, bytes]:
+    """:func:`contents` without the marks that keep the shards of two saves to one folder apart."""
+    marks = re.compile(rb"-[0-9a-f]{8}(?=-\d{5}-of-\d{5})")
+    return {marks.sub(b"", name.encode()).decode(): marks.sub(b"", content) for name, content in files.items()}
 
 
 def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:

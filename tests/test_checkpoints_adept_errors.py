@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from checkpoint_helpers import edit_records
 
 import persimmon_ext
 from persimmon_ext.checkpoints import CheckpointError
+from persimmon_ext.cli import main
 
 
 @pytest.fixture
@@ -67,6 +70,33 @@ def test_missing_rank(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", reference_model(), 4)
     (release / "iter_0001251" / "mp_rank_01").rename(tmp_path / "elsewhere")
     refused(release, "lacks mp_rank_01")
+
+
+@pytest.mark.parametrize("stated", [4, None])
+@pytest.mark.parametrize("left", [1, 3])
+def test_missing_last_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str], left: int, stated: int | None) -> None:
+    release = write_release(tmp_path / "release", reference_model(), 4, tensor_model_parallel_size=stated)
+    for number in range(left, 4):
+        shutil.rmtree(release / "iter_0001251" / f"mp_rank_{number:02}")
+    match = r"has other shapes than its arguments say: .*query_key_value\.weight \[\d+, 32\] instead of \[96, 32\]"
+    if stated is not None:
+        match += rf".*; it was saved by 4 ranks \(tensor_model_parallel_size\), of which {left} are there"
+    refused(release, match)
+    assert main(["inspect", str(release)]) == 1
+    assert re.search(match, capsys.readouterr().err)
+
+
+def test_a_release_that_was_merged_since(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release", reference_model(), 1, tensor_model_parallel_size=8)
+    assert convert(release, tmp_path / "converted").is_dir()
+
+
+def test_two_tensors_that_become_one(release: Path) -> None:
+    with megatron():
+        content = torch.load(release / WEIGHTS, weights_only=False)
+        content["model"]["lm_head.weight"] = torch.ones(1)
+        torch.save(content, release / WEIGHTS)
+    refused(release, r"holds .*, both of which become lm_head\.weight")
 
 
 @pytest.mark.parametrize("number", ["99999999999", "9" * 200])

@@ -22,8 +22,8 @@ from persimmon_ext.zero_activations import zero_shares
 TEXT = "def read_lines(path):\n    return path"
 
 
-def inspect(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> dict[str, Any]:
-    assert main(["inspect", str(path), "--json", *options]) == 0
+def inspect(capsys: pytest.CaptureFixture[str], path: Path, *options: str, status: int = 0) -> dict[str, Any]:
+    assert main(["inspect", str(path), "--json", *options]) == status
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
 
@@ -49,7 +49,8 @@ def test_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     if form == "one file":
         path = tmp_path / "model.safetensors"
-    facts = inspect(capsys, path)
+    facts = inspect(capsys, path, status=1)
+    assert facts["problems"] == ["2 NaNs and 1 infinities in model.embed_tokens.weight"]
     state = model.state_dict()
     assert facts["parameters"] == sum(tensor.numel() for tensor in state.values())
     assert facts["bytes"] == sum(tensor.nbytes for tensor in state.values())
@@ -196,8 +197,12 @@ def test_for_a_reader(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 def test_a_tokenizer_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_model().save_pretrained(tmp_path)
     shutil.copy(embedded_checkpoint() / "tokenizer.model", tmp_path)
-    facts = inspect(capsys, tmp_path)
-    assert facts["tokenizer"]["problem"] == "4096 tokens don't fit an embedding of 40 rows: another model's tokenizer"
+    facts = inspect(capsys, tmp_path, status=1)
+    assert facts["problems"] == ["a tokenizer of 4096 tokens, which don't fit its embedding of 40 rows"]
+    assert main(["inspect", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.endswith("problems\n  a tokenizer of 4096 tokens, which don't fit its embedding of 40 rows\n")
+    assert printed.err.endswith("has a tokenizer of 4096 tokens, which don't fit its embedding of 40 rows.\n")
     assert main(["inspect", str(tmp_path), "--text", TEXT]) == 1
     assert "The text must give ids from 0 to 39" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_helpers import assert_same_tensors, load, make_model
+from checkpoint_helpers import assert_same_tensors, contents, load, make_model, unmarked
 
 from persimmon_ext.checkpoints import CheckpointError, loading, replacing, save_pretrained
 from persimmon_ext.checkpoints.inspection import open_checkpoint
@@ -23,10 +23,6 @@ from persimmon_ext.heads import PersimmonForCausalLM
 
 SIZES = ["5GB", 3000]
 TESTS = Path(__file__).parent
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def save_and_die(folder: Path, size: int | str, where: str, calls: int) -> None:
@@ -121,7 +117,7 @@ def test_killed_while_files_take_their_names(tmp_path: Path, size: int | str, ca
     assert not list(tmp_path.glob(".saving-*"))
     fresh = tmp_path / "fresh"
     save_pretrained(make_model(seed=1), fresh, max_shard_size=size)
-    assert contents(tmp_path) == contents(fresh)
+    assert unmarked(contents(tmp_path)) == unmarked(contents(fresh))
 
 
 @pytest.mark.parametrize("inspected", [False, True])
@@ -226,6 +222,35 @@ def test_a_save_while_it_is_being_loaded(
     with pytest.raises(CheckpointError, match=r"Another model was saved to .* while it was being loaded"):
         load(tmp_path)
     assert_same_tensors(make_model(seed=1), load(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "journal"])
+def test_a_linked_journal_is_none(tmp_path: Path, kind: str) -> None:
+    folder, elsewhere = tmp_path / "checkpoint", tmp_path / "elsewhere"
+    save_pretrained(make_model(), folder)
+    elsewhere.mkdir()
+    (elsewhere / "files.json").write_text('["config.json", "model.safetensors"]')
+    if kind == "folder":
+        (folder / ".saving-x").symlink_to(elsewhere)
+    else:
+        (folder / ".saving-x").mkdir()
+        (folder / ".saving-x" / "files.json").symlink_to(elsewhere / "files.json")
+    assert_same_tensors(make_model(), load(folder))
+    save_pretrained(make_model(seed=1), folder)
+    assert_same_tensors(make_model(seed=1), load(folder))
+    assert (elsewhere / "files.json").exists()
+
+
+def test_a_conversion_does_not_go_on_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("of somebody else")
+    (tmp_path / ".saving-converted").symlink_to("elsewhere")
+    with (
+        pytest.raises(CheckpointError, match=r"\.saving-converted is a link, and nothing is written or removed"),
+        replacing.staged(tmp_path, resumed="converted"),
+    ):
+        pass
+    assert (tmp_path / "elsewhere" / "file").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/b", "", "..", 3])

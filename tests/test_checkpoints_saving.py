@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_helpers import assert_same_tensors, make_model
+from checkpoint_helpers import assert_same_tensors, contents, make_model, unmarked
 from safetensors import safe_open
 
 from persimmon_ext.checkpoints import load_pretrained, save_pretrained
@@ -51,8 +51,8 @@ def test_saving_again_leaves_only_the_new_files(tmp_path: Path, sizes: tuple[Any
     save_pretrained(make_model(), tmp_path / "used", max_shard_size=sizes[0])
     (tmp_path / "used" / "notes.txt").write_text("kept")
     save_pretrained(model, tmp_path / "used", max_shard_size=sizes[1])
-    found = {path.name for path in (tmp_path / "used").iterdir()}
-    assert found == {path.name for path in fresh.iterdir()} | {"notes.txt"}
+    expected = {**contents(fresh), "notes.txt": b"kept"}
+    assert unmarked(contents(tmp_path / "used")) == expected
     assert_same_tensors(model, load_pretrained(PersimmonForCausalLM, tmp_path / "used"))
 
 

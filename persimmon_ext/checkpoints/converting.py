@@ -5,30 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from persimmon_ext.checkpoints.adept import MD5, Release, find_release
+from persimmon_ext.checkpoints.adept import MD5, Rank, Release, find_release
 from persimmon_ext.checkpoints.adept_config import config_of, expected_shapes
 from persimmon_ext.checkpoints.errors import CheckpointError
-from persimmon_ext.checkpoints.folder import CONFIG_NAME, SAFETENSORS_INDEX_NAME
+from persimmon_ext.checkpoints.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFETENSORS_INDEX_NAME
 from persimmon_ext.checkpoints.merging import check_shapes, merged
 from persimmon_ext.checkpoints.reading import open_weights
-from persimmon_ext.checkpoints.replacing import publish, staged, sync
+from persimmon_ext.checkpoints.replacing import holds_weights, publish, staged, sync
 from persimmon_ext.checkpoints.safetensors_writer import Source, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_dtype, parse_size
 from persimmon_ext.checkpoints.writing import shard_names, split, write_index
+from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.special_tokens import END_OF_TEXT
 from persimmon_ext.tokenizer import PersimmonTokenizer
 from persimmon_ext.vocabulary import check_fits
 
 _STAGING = "converted"
 _PLAN = "plan.json"
-_GENERATION_CONFIG = "generation_config.json"
 _HASHED_AT_A_TIME = 2**22
 
 
@@ -69,21 +70,15 @@ def convert_adept(
         check_md5(source, md5, progress=progress)
     tokenizer = release_tokenizer(source, release)
     with release.opened() as ranks:
-        sources = merged(ranks, chosen)
-        embedding = sources.get("model.embed_tokens.weight")
-        if embedding is None:
-            raise CheckpointError(f"{source} holds no word embeddings.")
-        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = config_of(ranks[0].arguments, embedding.shape[0], **ids)
-        config.dtype = dtype_name(embedding.dtype)
-        if config.tie_word_embeddings:
-            sources.pop("lm_head.weight", None)  # Megatron's last stage saves a copy
-        check_shapes(sources, expected_shapes(config))
+        config, sources = released_model(source, ranks, tokenizer, chosen)
         check_fits(len(tokenizer), config.vocab_size, f"The tokenizer of {source}")
         shards = split(sources, limit)
-        contents = dict(zip(shard_names(len(shards)), shards, strict=True))
+        plan = _plan(release, shards, config.dtype)
         with staged(folder, resumed=_STAGING) as staging:
-            done = _resume(staging, _plan(release, contents, config.dtype), sources)
+            # Of the plan, so that the next run finds what this one has written.
+            mark = f"{zlib.crc32(json.dumps(plan).encode()):08x}" if holds_weights(folder) else ""
+            contents = dict(zip(shard_names(len(shards), mark=mark), shards, strict=True))
+            done = _resume(staging, {**plan, "shards": contents}, sources)
             total = sum(source.nbytes for source in sources.values())
             with tqdm(desc="Converting", total=total, unit="B", unit_scale=True, disable=not progress) as bar:
                 for name, shard in contents.items():
@@ -96,8 +91,9 @@ def convert_adept(
                     os.replace(unfinished, staging / name)
             config.save_pretrained(staging)
             written = [Path(file).name for file in tokenizer.save_pretrained(staging)]
-            (staging / _GENERATION_CONFIG).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
-            published = [CONFIG_NAME, _GENERATION_CONFIG, *written, *contents]
+            ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+            (staging / GENERATION_CONFIG_NAME).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+            published = [CONFIG_NAME, GENERATION_CONFIG_NAME, *written, *contents]
             if len(shards) > 1:
                 write_index(staging / SAFETENSORS_INDEX_NAME, sources, contents)
                 published.append(SAFETENSORS_INDEX_NAME)
@@ -138,12 +134,32 @@ def release_tokenizer(source: Path, release: Release) -> PersimmonTokenizer:
     return tokenizer
 
 
-def _plan(release: Release, contents: dict[str, list[str]], dtype: str | None) -> dict[str, Any]:
+def released_model(
+    source: Path, ranks: Sequence[Rank], tokenizer: PersimmonTokenizer, dtype: torch.dtype | None = None
+) -> tuple[PersimmonConfig, dict[str, Source]]:
+    """The config and the whole tensors, in `dtype` (None: as they are), of the release at `source`.
+
+    Raises CheckpointError where the tensors aren't those that the release's arguments ask for.
+    """
+    sources = merged(ranks, dtype)
+    embedding = sources.get("model.embed_tokens.weight")
+    if embedding is None:
+        raise CheckpointError(f"{source} holds no word embeddings.")
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = config_of(ranks[0].arguments, embedding.shape[0], **ids)
+    config.dtype = dtype_name(embedding.dtype)
+    if config.tie_word_embeddings:
+        sources.pop("lm_head.weight", None)  # Megatron's last stage saves a copy
+    check_shapes(ranks, sources, expected_shapes(config))
+    return config, sources
+
+
+def _plan(release: Release, shards: list[list[str]], dtype: str | None) -> dict[str, Any]:
     """What decides the contents of the shards: those of an interrupted run are kept if it hasn't changed."""
     files = [(str(member.path.resolve()), member.start, member.path.stat()) for member in release.weights]
     return {
         "weights": [[path, start, status.st_size, status.st_mtime_ns] for path, start, status in files],
-        "shards": contents,
+        "shards": shards,
         "dtype": dtype,
     }
 
@@ -159,7 +175,9 @@ def _resume(staging: Path, plan: dict[str, Any], sources: Mapping[str, Source]) 
     kept = {
         path.name
         for path in staging.iterdir()
-        if path.name in shards and _is_whole(path, {key: sources[key] for key in shards[path.name]})
+        if path.name in shards
+        and not path.is_symlink()
+        and _is_whole(path, {key: sources[key] for key in shards[path.name]})
     }
     for path in staging.iterdir():
         if path.name not in kept:

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 
 from persimmon_ext.checkpoints.adept import find_release
-from persimmon_ext.checkpoints.adept_config import config_of
 from persimmon_ext.checkpoints.configs import fuyu_fields, read_config
-from persimmon_ext.checkpoints.converting import release_tokenizer
-from persimmon_ext.checkpoints.errors import CheckpointError
+from persimmon_ext.checkpoints.converting import release_tokenizer, released_model
 from persimmon_ext.checkpoints.folder import CONFIG_NAME, WeightFiles, checkpoint_folder, find_weights
 from persimmon_ext.checkpoints.loading import stored_tensors
-from persimmon_ext.checkpoints.merging import merged
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, stored_format
 from persimmon_ext.checkpoints.reading import open_weights
 from persimmon_ext.checkpoints.replacing import settle
@@ -151,13 +148,8 @@ def _opened_files(stack: ExitStack, path: Path, files: WeightFiles, kind: str) -
 def _opened_release(stack: ExitStack, path: Path) -> Opened:
     release = find_release(path)
     ranks = stack.enter_context(release.opened())
-    sources = merged(ranks, None)
-    infos = {name: TensorInfo(source.shape, source.dtype, path) for name, source in sources.items()}
-    embedding = sources.get("model.embed_tokens.weight")
-    if embedding is None:
-        raise CheckpointError(f"{path} holds no word embeddings.")
     tokenizer = release_tokenizer(path, release)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = config_of(ranks[0].arguments, embedding.shape[0], **ids)
+    config, sources = released_model(path, ranks, tokenizer)
+    infos = {name: TensorInfo(source.shape, source.dtype, path) for name, source in sources.items()}
     kind = f"the authors' release, {len(ranks)} rank(s)"
     return Opened(path, kind, infos, sources, config, tokenizer)

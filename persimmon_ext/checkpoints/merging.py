@@ -27,6 +27,7 @@ _BY_ROWS = (
 )
 _BY_COLUMNS = ("self_attn.dense.weight", "dense_4h_to_h.weight")
 _DROPPED = "rotary_emb.inv_freq"
+_RANKS = "tensor_model_parallel_size"  # the argument
 _PREFIXES = {
     "language_model.embedding.word_embeddings.": "model.embed_tokens.",
     "language_model.encoder.": "model.",
@@ -51,7 +52,15 @@ def merged(ranks: Sequence[Rank], dtype: torch.dtype | None) -> dict[str, Source
 
     Raises CheckpointError if the ranks differ in more than their share.
     """
-    names = {name: new for name in ranks[0].weights.infos if (new := hugging_face_name(name)) is not None}
+    first = ranks[0].weights
+    names: dict[str, str] = {}
+    for name in first.infos:
+        new = hugging_face_name(name)
+        if new is None:
+            continue
+        if new in names:
+            raise CheckpointError(f"{first.name} holds {names[new]} and {name}, both of which become {new}.")
+        names[new] = name
     for rank in ranks[1:]:
         odd = [
             name
@@ -60,11 +69,15 @@ def merged(ranks: Sequence[Rank], dtype: torch.dtype | None) -> dict[str, Source
         ]
         if odd:
             raise CheckpointError(f"{ranks[0].weights.name} and {rank.weights.name} differ in having {listing(odd)}.")
-    return {new: _merged_tensor(ranks, name, new, dtype) for name, new in names.items()}
+    return {new: _merged_tensor(ranks, name, new, dtype) for new, name in names.items()}
 
 
-def check_shapes(sources: Mapping[str, Source], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError, naming the tensors, unless `sources` are those of the config."""
+def check_shapes(ranks: Sequence[Rank], sources: Mapping[str, Source], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError, naming the tensors, unless `sources`, merged from `ranks`, are those of the config.
+
+    The shapes decide, not the number of ranks that the arguments state: it may be that of the training, where the
+    release was merged since.
+    """
     problems = []
     missing, unknown, wrong = differences(sources, expected)
     if missing:
@@ -73,6 +86,9 @@ def check_shapes(sources: Mapping[str, Source], expected: Mapping[str, tuple[int
         problems.append(f"has {listing(unknown)}, which Persimmon hasn't")
     if wrong:
         problems.append(f"has other shapes than its arguments say: {listing(wrong)}")
+        stated = ranks[0].arguments.get(_RANKS)
+        if isinstance(stated, int) and stated != len(ranks):
+            problems.append(f"was saved by {stated} ranks ({_RANKS}), of which {len(ranks)} are there")
     if problems:
         raise CheckpointError(f"The release {'; it '.join(problems)}.")
 

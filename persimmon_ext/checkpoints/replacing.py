@@ -1,9 +1,17 @@
-"""Replaces the weights of a folder so that all of the new files appear or none.
+"""Replaces the weights of a folder so that all of the new files appear or none, to any reader.
 
-New files are written to a folder beside the old ones. Once they are whole, a journal there says so; then they take
-their names one by one. Whoever finds a journal (the next to save or load there) finishes what it says: a process killed
-half-way through never leaves files of two models side by side. A lock on the folder, which dies with its process, keeps
-two of them apart.
+New files are written to a folder beside the old ones. Once they are whole, a journal there says so, and they move:
+
+1. Shards, under names that no other save has used: no index speaks of them yet.
+2. Where the config or another file beside the weights changes, the old model.safetensors or index goes: for a moment,
+   or until someone comes by if the process is killed right then, the folder has no weights.
+3. The files beside the weights.
+4. model.safetensors or the index, in one rename: from here on the folder holds the new model.
+5. What was the old one's is removed.
+
+So at every moment the folder holds the old model, none, or the new one. Whoever finds a journal (the next of this
+library to save or load there) finishes what it says. A lock on the folder, which dies with its process, keeps two who
+save apart.
 """
 
 from __future__ import annotations
@@ -11,12 +19,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import filecmp
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +35,7 @@ from persimmon_ext.checkpoints.folder import CONFIG_NAME, QUANTIZED_NAMES, SAFET
 _STAGING_PREFIX = ".saving-"
 _JOURNAL = "files.json"
 _FIXED_NAMES = (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, *QUANTIZED_NAMES)
-_SHARD = re.compile(r"(model|quantized)-\d{5}-of-\d{5}\.safetensors")
+_SHARD = re.compile(r"(model|quantized)(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.safetensors")
 
 
 @contextmanager
@@ -38,7 +47,7 @@ def staged(folder: Path, resumed: str | None = None) -> Iterator[Path]:
     Args:
         resumed: a name by which the same staging folder is found again: it then outlives an error, and holds what an
             interrupted run left.
-    Raises: BlockingIOError if another process is writing to `folder`.
+    Raises: BlockingIOError if another process is writing to `folder`, CheckpointError for a link by that name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, wait=False):
@@ -47,20 +56,27 @@ def staged(folder: Path, resumed: str | None = None) -> Iterator[Path]:
             staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
         else:
             staging = folder / f"{_STAGING_PREFIX}{resumed}"
+            if staging.is_symlink():
+                raise CheckpointError(f"{staging} is a link, and nothing is written or removed behind it; remove it.")
             staging.mkdir(exist_ok=True)
         try:
             yield staging
         except BaseException:
             # With a journal, the files are whole: what couldn't be moved now can be later.
-            if not (staging / _JOURNAL).exists() and (resumed is None or not any(staging.iterdir())):
+            if not _has_journal(staging) and (resumed is None or not any(staging.iterdir())):
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether `folder` has weight files by the names that a save gives: the shards of another one need other names."""
+    return any(path.name in _FIXED_NAMES or _SHARD.fullmatch(path.name) for path in folder.iterdir())
+
+
 def publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
-    """Moves the files `names` from `staging` into `folder`, in that order, over any of the same name, and removes
-    weight files of an earlier save that aren't among them.
+    """Moves the files `names` from `staging` into `folder`, over any of the same name, and removes weight files of an
+    earlier save that aren't among them.
 
     Raises IsADirectoryError, before anything has changed, if a folder has one of the names.
     """
@@ -94,7 +110,7 @@ def settle(path: str | os.PathLike[str]) -> None:
     Raises CheckpointError if that can't be done.
     """
     folder = Path(path)
-    if not _has_journal(folder):
+    if not _is_interrupted(folder):
         return
     try:
         with _locked(folder, wait=True):
@@ -117,11 +133,12 @@ def unchanged(folder: Path) -> Iterator[None]:
     except (OSError, CheckpointError) as error:
         now = _file_states(folder)
         # Other files by the same names, not the same ones cut short: of that, the error itself tells.
-        if _has_journal(folder) or {name: now[name][:2] for name in now} != {name: before[name][:2] for name in before}:
+        same = {name: state[:2] for name, state in now.items()} == {name: state[:2] for name, state in before.items()}
+        if _is_interrupted(folder) or not same:
             raise replaced from error
         raise
     # The journal first: a save that has finished by then has changed the states.
-    if _has_journal(folder) or _file_states(folder) != before:
+    if _is_interrupted(folder) or _file_states(folder) != before:
         raise replaced
 
 
@@ -136,15 +153,23 @@ def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
     return states
 
 
-def _has_journal(folder: Path) -> bool:
-    return any(True for _ in folder.glob(f"{_STAGING_PREFIX}*/{_JOURNAL}"))
+def _stagings(folder: Path) -> list[Path]:
+    """The folders that a save of this library makes in `folder`; a link by such a name isn't one."""
+    return [path for path in sorted(folder.glob(f"{_STAGING_PREFIX}*")) if _is_folder(path)]
+
+
+def _has_journal(staging: Path) -> bool:
+    journal = staging / _JOURNAL
+    return journal.is_file() and not journal.is_symlink()
+
+
+def _is_interrupted(folder: Path) -> bool:
+    return any(map(_has_journal, _stagings(folder)))
 
 
 def _settle_locked(folder: Path, *, keep: str | None = None, finish_only: bool = False) -> None:
-    for staging in sorted(folder.glob(f"{_STAGING_PREFIX}*")):
-        if staging.is_symlink() or not staging.is_dir():
-            continue
-        if (staging / _JOURNAL).is_file():
+    for staging in _stagings(folder):
+        if _has_journal(staging):
             _finish(staging, folder)
         elif finish_only or staging.name == f"{_STAGING_PREFIX}{keep}":
             continue
@@ -152,29 +177,56 @@ def _settle_locked(folder: Path, *, keep: str | None = None, finish_only: bool =
 
 
 def _finish(staging: Path, folder: Path) -> None:
+    """Takes the steps 1 to 5, or those that an interrupted process has left."""
+    names = _journalled(staging, folder)
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    entries = [name for name in names if name in _FIXED_NAMES]
+    beside = [name for name in names if name not in shards and name not in entries]
+    _move(shards, staging, folder)
+    if not all(_is_settled(staging / name, folder / name) for name in beside):
+        _remove(folder, _FIXED_NAMES)
+    _move(beside, staging, folder)
+    _move(entries, staging, folder)
+    # Without model.safetensors, an index counts: where that is the new one, this is the moment.
+    _remove(folder, [name for name in _FIXED_NAMES if name not in names])
+    _remove(folder, [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name) and path.name not in names])
+    (staging / _JOURNAL).unlink()
+
+
+def _journalled(staging: Path, folder: Path) -> list[str]:
+    """The file names in the journal. The folder may come from anywhere: nothing in it may move files about elsewhere,
+    or make a load delete weights. Raises CheckpointError for anything else."""
     try:
         names = json.loads((staging / _JOURNAL).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):  # the latter: thousands of nested brackets
         names = None
-    # The folder may come from anywhere: nothing in it may move files about elsewhere, or make a load delete weights.
     if not isinstance(names, list) or not all(map(_is_file_name, names)):
         raise CheckpointError(f"{staging / _JOURNAL} is no list of file names: {names!r}.")
-    if not any(name in _FIXED_NAMES or _SHARD.fullmatch(name) for name in names):
+    if not any(name in _FIXED_NAMES for name in names):
         raise CheckpointError(f"{staging / _JOURNAL} names no weights, as every save does: {names!r}.")
     lost = [name for name in names if not any(os.path.lexists(place / name) for place in (staging, folder))]
     if lost:
         raise CheckpointError(
             f"{staging / _JOURNAL} names {listing(lost)}, which are neither beside it nor in {folder}."
         )
+    return names
+
+
+def _is_settled(new: Path, old: Path) -> bool:
+    """Whether moving `new` to `old` changes nothing: it has been moved, or the two are equal."""
+    return not os.path.lexists(new) or (old.is_file() and filecmp.cmp(new, old, shallow=False))
+
+
+def _move(names: Iterable[str], staging: Path, folder: Path) -> None:
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # it has its name already
             os.replace(staging / name, folder / name)
-    # The names that decide what is loaded go first: a reader finds the new weights as soon as they are gone.
-    old = [path for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
-    for path in [*(folder / name for name in _FIXED_NAMES), *old]:
-        if path.name not in names and not _is_folder(path):  # a folder is never read as weights
-            path.unlink(missing_ok=True)
-    (staging / _JOURNAL).unlink()
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if not _is_folder(folder / name):  # which is never read as weights
+            (folder / name).unlink(missing_ok=True)
 
 
 def _is_folder(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -22,7 +23,7 @@ from persimmon_ext.checkpoints.folder import (
 )
 from persimmon_ext.checkpoints.names import parameter_aliases
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, record
-from persimmon_ext.checkpoints.replacing import publish, staged
+from persimmon_ext.checkpoints.replacing import holds_weights, publish, staged
 from persimmon_ext.checkpoints.safetensors_writer import Source, differences, source_of, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_size
 from persimmon_ext.config import PersimmonConfig
@@ -30,6 +31,7 @@ from persimmon_ext.dropped_rows import whole_rows
 from persimmon_ext.quantized_layers import quantized_format
 from persimmon_ext.trimmed_vocabulary import Trimmed, standard_name
 
+_MARK_BYTES = 4
 _QUANTIZED = (".codes", ".scale")  # what a quantised layer keeps beside parameters, in dtypes of its own
 
 
@@ -69,8 +71,9 @@ def save_pretrained(
     config.dtype = _common_dtype(sources)
     quantized = QUANTIZATION_FIELD in config.extra
     shards = split(sources, limit)
-    contents = dict(zip(shard_names(len(shards), quantized=quantized), shards, strict=True))
     with staged(target) as staging:
+        mark = secrets.token_hex(_MARK_BYTES) if holds_weights(target) else ""
+        contents = dict(zip(shard_names(len(shards), quantized=quantized, mark=mark), shards, strict=True))
         config.save_pretrained(staging)
         published = [CONFIG_NAME, *contents]
         if write_beside is not None:
@@ -174,12 +177,16 @@ def split(sources: Mapping[str, Source], limit: int) -> list[list[str]]:
     return shards
 
 
-def shard_names(count: int, *, quantized: bool = False) -> list[str]:
-    """The names of the files of a checkpoint in `count` shards."""
+def shard_names(count: int, *, quantized: bool = False, mark: str = "") -> list[str]:
+    """The names of the files of a checkpoint in `count` shards.
+
+    mark: 8 hexadecimal digits that keep them apart from the shards that another save to the same folder wrote. Readers
+    take the names from the index, and transformers clears such files away when it saves there.
+    """
     name = QUANTIZED_NAME if quantized else SAFETENSORS_NAME
     if count == 1:
         return [name]
-    stem = name.removesuffix(".safetensors")
+    stem = name.removesuffix(".safetensors") + (f"-{mark}" if mark else "")
     return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 

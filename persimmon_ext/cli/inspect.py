@@ -1,4 +1,7 @@
-"""Looks into a checkpoint without loading it: a Hugging Face folder, a file of weights, or the authors' release."""
+"""Looks into a checkpoint without loading it: a Hugging Face folder, a file of weights, or the authors' release.
+
+Ends with status 1 where it can't be read, or has what makes it useless: NaNs, infinities, a tokenizer that doesn't fit.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from persimmon_ext.checkpoints.errors import CheckpointError, listing
 from persimmon_ext.checkpoints.inspection import Opened, TensorFacts, open_checkpoint, tensor_facts
 from persimmon_ext.checkpoints.targets import dtype_name
 from persimmon_ext.cli.errors import UsageError
@@ -27,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the facts, for a reader or as JSON."""
+    """Prints the facts, for a reader or as JSON. Raises CheckpointError, at the end, for what is wrong with them."""
     text = _text(arguments)
     with open_checkpoint(arguments.path) as opened:
         if text is not None and opened.tokenizer is None:
@@ -43,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
             shares = zero_shares(opened, torch.tensor(opened.tokenizer.encode(text)))
         facts = gather(opened, tensors, shares)
     print(json.dumps(facts, indent=2) if arguments.json else render(facts))
+    if facts["problems"]:
+        raise CheckpointError(f"{arguments.path} has {listing(facts['problems'])}.")
 
 
 def gather(opened: Opened, tensors: list[TensorFacts], shares: list[float] | None) -> dict[str, Any]:
@@ -68,6 +74,7 @@ def gather(opened: Opened, tensors: list[TensorFacts], shares: list[float] | Non
         "config": None if opened.config is None else opened.config.to_dict(),
         "tokenizer": None if opened.tokenizer is None else _tokenizer_facts(opened.tokenizer, opened),
         "zero_activations": shares,
+        "problems": _problems(opened, tensors),
     }
 
 
@@ -94,6 +101,8 @@ def render(facts: dict[str, Any]) -> str:
         shares = facts["zero_activations"]
         lines += ["", f"zero activations: {sum(shares) / len(shares):.1%} on average"]
         lines += [f"  layer {number}: {share:.1%}" for number, share in enumerate(shares)]
+    if facts["problems"]:
+        lines += ["", "problems", *(f"  {problem}" for problem in facts["problems"])]
     return "\n".join(lines)
 
 
@@ -107,13 +116,21 @@ def _tokenizer_facts(tokenizer: PersimmonTokenizer, opened: Opened) -> dict[str,
         "never produced": len(tokenizer.vocabulary) - len(tokenizer.vocabulary.producible()),
     }
     if opened.config is not None:
-        rows = opened.config.vocab_size
-        facts["rows of the embedding"] = rows
-        if len(tokenizer) > rows:
-            facts["problem"] = (
-                f"{len(tokenizer)} tokens don't fit an embedding of {rows} rows: another model's tokenizer"
-            )
+        facts["rows of the embedding"] = opened.config.vocab_size
     return facts
+
+
+def _problems(opened: Opened, tensors: list[TensorFacts]) -> list[str]:
+    """What makes the checkpoint useless."""
+    problems = []
+    for facts in tensors:
+        if facts.nans or facts.infinities:
+            problems.append(f"{facts.nans} NaNs and {facts.infinities} infinities in {facts.name}")
+    if opened.tokenizer is not None and opened.config is not None:
+        tokens, rows = len(opened.tokenizer), opened.config.vocab_size
+        if tokens > rows:
+            problems.append(f"a tokenizer of {tokens} tokens, which don't fit its embedding of {rows} rows")
+    return problems
 
 
 def _text(arguments: argparse.Namespace) -> str | None:
