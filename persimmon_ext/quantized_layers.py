@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from persimmon_ext import ops, quantization
+from persimmon_ext.huge_pages import on_huge_pages
 from persimmon_ext.layers import HiddenMajorLinear, Linear, Operands
 from persimmon_ext.quantization import Format, parse_format
 
@@ -74,6 +75,24 @@ class QuantizedLinear(nn.Module):
         codes, scale = self.quantizer()(weight)
         self.codes, self.scale = codes.to(device), scale.to(device)
 
+    def allocate(self, device: torch.device) -> None:
+        """Gives codes and scale memory on `device`, for :meth:`set_rows` to write to."""
+        codes, scale = self.buffer_shapes()
+        self.codes = on_huge_pages(torch.empty(codes, dtype=self.format.codes_dtype, device=device))
+        self.scale = on_huge_pages(torch.empty(scale, dtype=torch.float32, device=device))
+
+    @property
+    def rows_together(self) -> int:
+        """:meth:`set_rows` takes a multiple of this many rows."""
+        return self.format.group_size or 1 if self.hidden_major else 1
+
+    @torch.no_grad()
+    def set_rows(self, first: int, weight: Tensor) -> None:
+        """Quantises rows `first` and on of the weight, [n, K] of any floating dtype on the layer's device, as
+        :meth:`set_weight` does all of them. Raises ValueError for an infinity or NaN."""
+        last = first + len(weight)
+        self.codes[first:last], self.scale[first:last] = self.quantizer()(weight)
+
     def quantizer(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return quantization.quantize_int8 if self.format.bits == 8 else quantization.quantize_int4
 
@@ -118,6 +137,16 @@ class QuantizedHiddenMajorLinear(QuantizedLinear):
 
     fuses = True
     hidden_major = True
+
+    @torch.no_grad()
+    def set_rows(self, first: int, weight: Tensor) -> None:
+        codes, scale = self.quantizer()(weight)  # [F, n] or [F, n/2], and [n] or [F, n/64]
+        packed, group = self.out_features // self.codes.shape[1], self.format.group_size
+        self.codes[:, first // packed : first // packed + codes.shape[1]] = codes
+        if group is None:
+            self.scale[first : first + len(scale)] = scale
+        else:
+            self.scale[:, first // group : first // group + scale.shape[1]] = scale
 
     def quantizer(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         if self.format.bits == 8:

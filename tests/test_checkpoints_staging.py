@@ -14,9 +14,11 @@ from checkpoint_helpers import make_model
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from persimmon_ext import PersimmonForCausalLM
 from persimmon_ext.checkpoints import filling
 from persimmon_ext.checkpoints.filling import Filler
 from persimmon_ext.checkpoints.reading import open_weights
+from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 
 GPU = torch.device("cuda", 0)
 
@@ -63,10 +65,12 @@ class PretendedGpu(TorchFunctionMode):
         if function is Tensor.copy_ and self.is_there(arguments[0]) and self.is_there(arguments[1]):
             self.queue.append(lambda: function(*arguments))
             return arguments[0]
-        pinned = options.pop("pin_memory", False)
-        result = function(*arguments, **options)
-        if pinned:
-            self.pinned[result.untyped_storage().data_ptr()] = result
+        if self.queue and function.__name__ != "__get__" and any(map(self.is_there, filter(is_tensor, arguments))):
+            self.synchronize()  # what a stream is given later sees what it was given before
+        pinned, is_made_there = options.pop("pin_memory", False), options.get("device") == GPU
+        result = function(*arguments, **{**options, **({"device": "cpu"} if is_made_there else {})})
+        if pinned or is_made_there:
+            (self.pinned if pinned else self.memory)[result.untyped_storage().data_ptr()] = result
         return result
 
     def transferred(self, source: Tensor) -> Tensor:
@@ -75,6 +79,10 @@ class PretendedGpu(TorchFunctionMode):
         copied = self.empty_strided(source.shape, source.stride(), source.dtype)
         self.queue.append(lambda: copied.copy_(source))
         return copied
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 class OneThread:
@@ -128,3 +136,31 @@ def test_through_pinned_buffers(
     assert progress.done == total
     assert gpu.transfers >= len(targets) - 2  # a pickle's two hidden-major weights are copied whole, and at once
     assert len(gpu.pinned) <= 3  # the buffer of the thread, made anew where a row didn't fit
+
+
+@pytest.mark.parametrize("piece", [64, 2**22])
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantised_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str, piece: int) -> None:
+    """The weights go through pinned buffers, and the codes are made on the GPU."""
+    model = make_model(hidden_size=64, intermediate_size=128)
+    model.save_pretrained(tmp_path)
+    gpu = PretendedGpu()
+    monkeypatch.setattr(filling, "_PIECE", piece)
+    monkeypatch.setattr(filling, "ThreadPoolExecutor", OneThread)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: gpu if device == GPU else None)
+    expected = make_model(hidden_size=64, intermediate_size=128).quantize(quantization)
+    with torch.device("meta"):
+        empty = PersimmonForCausalLM(expected.config)
+    empty_quantized(empty, quantization)
+    layers = {name: layer for name, layer in empty.named_modules() if isinstance(layer, QuantizedLinear)}
+    with gpu, open_weights(tmp_path / "model.safetensors") as weights, Filler(Progress()) as filler:
+        for name, layer in layers.items():
+            filler.quantize(weights, f"{name}.weight", layer, GPU)
+        filler.wait()
+    assert not gpu.queue
+    assert gpu.transfers >= len(layers)
+    for name, layer in layers.items():
+        assert gpu.is_there(layer.codes)
+        assert gpu.is_there(layer.scale)
+        assert torch.equal(layer.codes, expected.get_submodule(name).codes), name
+        assert torch.equal(layer.scale, expected.get_submodule(name).scale), name

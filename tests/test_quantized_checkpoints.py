@@ -1,11 +1,10 @@
-"""Checkpoints of int8 and int4 weights: bits, formats, damage, and memory while loading."""
+"""Checkpoints of int8 and int4 weights: bits, formats, damage, and what is read at a time."""
 
 from __future__ import annotations
 
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,8 +20,9 @@ from persimmon_ext import (
     PersimmonForCausalLM,
     PersimmonForTokenClassification,
     PersimmonModel,
-    quantization,
 )
+from persimmon_ext.checkpoints import filling
+from persimmon_ext.checkpoints.weight_file import WeightFile
 
 WEIGHTS = "quantized.safetensors"
 INDEX = "quantized.safetensors.index.json"
@@ -195,7 +195,9 @@ def test_a_weight_that_is_not_finite(tmp_path, name):
     state = load_file(tmp_path / "model.safetensors")
     state[f"{MLP}.dense_4h_to_h.weight"][3, 7] = float("nan")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"dense_4h_to_h\.weight can't be quantised: .*NaN"):
+    with pytest.raises(
+        CheckpointError, match=r"dense_4h_to_h\.weight can't be quantised: there is .* NaN in its rows 0 to 127"
+    ):
         PersimmonForCausalLM.from_pretrained(tmp_path, quantization=name)
     model.load_state_dict(state)
     with pytest.raises(ValueError, match=r"dense_4h_to_h can't be quantised: its weight holds an infinity or NaN"):
@@ -203,35 +205,32 @@ def test_a_weight_that_is_not_finite(tmp_path, name):
     assert model.quantization is None
 
 
-def peak_bytes(function: Any, mapped: int) -> tuple[int, Any]:
-    """The most bytes of CPU tensors that `function` had at a time, beyond those there before, and what it returned.
-    A map of a whole file, of `mapped` bytes, is counted by torch but takes no memory of its own."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = function()
-    held = peak = 0
-    events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
-    allocations = [event for event in events if abs(event.nbytes()) != mapped]
-    for event in sorted(allocations, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak, result
+@pytest.mark.parametrize("piece", [64, 20_000])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_quantised_from_pieces(tmp_path, name, monkeypatch, tied, piece):
+    """No weight is in memory whole before it is codes; what comes out doesn't depend on the pieces."""
+    make(dtype=torch.bfloat16, tie_word_embeddings=tied).save_pretrained(tmp_path)
+    expected = PersimmonForCausalLM.from_pretrained(tmp_path).quantize(name)
+    read: list[int] = []
+    fill = WeightFile.fill
+
+    def filling_noted(self: WeightFile, stored: str, first: int, target: torch.Tensor) -> None:
+        read.append(target.nbytes)
+        fill(self, stored, first, target)
+
+    monkeypatch.setattr(WeightFile, "fill", filling_noted)
+    monkeypatch.setattr(filling, "_PIECE", piece)
+    loaded = PersimmonForCausalLM.from_pretrained(tmp_path, quantization=name)
+    assert_same_tensors(expected, loaded)
+    row_bytes = 2 * 256  # of the second product of an MLP; a group of int4 is 64 of its rows
+    assert max(read) <= max(piece, 64 * row_bytes if name == "int4" else row_bytes)
+    weights = (weight.nbytes for key, weight in make(dtype=torch.bfloat16).state_dict().items() if "mlp" in key)
+    assert max(weights) > max(read)  # so a weight that was read whole would have been noticed
 
 
-def tensor_bytes(model: torch.nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-def test_memory_while_loading(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(quantization, "_PIECE", 2**14)
-    plain = make(dtype=torch.bfloat16, num_hidden_layers=12)
-    plain.save_pretrained(tmp_path)
-    piece = 2**14 * 4
-    largest = 3 * 128 * 128  # of the quantised weights
-    mapped = (tmp_path / "model.safetensors").stat().st_size
-    peak, loaded = peak_bytes(lambda: PersimmonForCausalLM.from_pretrained(tmp_path, quantization=name), mapped)
-    assert tensor_bytes(loaded) <= peak <= tensor_bytes(loaded) + largest + 8 * piece
-    assert peak < 0.8 * tensor_bytes(plain)
-    everything, _ = peak_bytes(lambda: PersimmonForCausalLM.from_pretrained(tmp_path), mapped)
-    assert everything >= tensor_bytes(plain)
-    in_place, _ = peak_bytes(lambda: PersimmonForCausalLM.from_pretrained(tmp_path).quantize(name), mapped)
-    assert in_place <= tensor_bytes(plain) + largest + 8 * piece  # each weight is freed before the next is quantised
+def test_a_pickled_weight_of_another_layout(tmp_path, name):
+    """It is read whole: our own state_dict has the second matrix of an MLP hidden-major."""
+    model = make(dtype=torch.bfloat16)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert_same_tensors(model.quantize(name), PersimmonForCausalLM.from_pretrained(tmp_path, quantization=name))

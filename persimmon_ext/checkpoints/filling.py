@@ -1,8 +1,9 @@
-"""Copies stored tensors into a model's, a few megabytes at a time, in several threads.
+"""Copies stored tensors into a model's, or quantises them, a few megabytes at a time, in several threads.
 
 A piece goes straight into place where file and memory agree; else through a small buffer that converts its dtype or its
-layout, or (pinned) carries it to a GPU. Each thread has one buffer, so one reads while another one's copy is under way.
-Memory that nobody has touched yet is slow to write for the first time: that too is why there are several threads.
+layout, is quantised from, or (pinned) carries it to a GPU. Each thread has one buffer, so one reads while another one's
+copy is under way. Memory that nobody has touched yet is slow to write for the first time: that too is why there are
+several threads.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from persimmon_ext.checkpoints.errors import CheckpointError
 from persimmon_ext.checkpoints.weight_file import WeightFile
+from persimmon_ext.quantized_layers import QuantizedLinear
 
 _PIECE = 2**22  # bytes read at a time
 _TRANSPOSED_ROWS = 16  # more of them at once leave the first-level cache, fewer waste its lines
@@ -54,6 +58,18 @@ class Filler:
             row_bytes = info.nbytes // max(1, _length(target))
             for first, last in _ranges(_length(target), max(1, _PIECE // max(1, row_bytes))):
                 self._submit((last - first) * row_bytes, self._copy_rows, weights, name, target, first, last)
+
+    def quantize(self, weights: WeightFile, name: str, layer: QuantizedLinear, device: torch.device) -> None:
+        """Begins to quantise tensor `name` of `weights`, the weight of `layer`, on `device`, where the codes stay."""
+        info = weights.infos[name]
+        if not info.row_major:
+            self._submit(info.nbytes, self._quantize_whole, weights, name, layer, device)
+            return
+        layer.allocate(device)
+        row_bytes, together = info.nbytes // info.shape[0], layer.rows_together
+        step = max(1, _PIECE // (row_bytes * together)) * together
+        for first, last in _ranges(info.shape[0], step):
+            self._submit((last - first) * row_bytes, self._quantize_rows, weights, name, layer, first, last)
 
     def wait(self) -> None:
         """Until everything that was begun is in place. Raises what went wrong first."""
@@ -92,6 +108,21 @@ class Filler:
             end = min(begin + step, last)
             _rows(target, begin, end).copy_(self._piece(weights, name, begin, end))
 
+    def _quantize_whole(self, weights: WeightFile, name: str, layer: QuantizedLinear, device: torch.device) -> None:
+        weight = weights.read(name)
+        with _finite(name, 0, len(weight)):
+            layer.set_weight(weight, device)
+
+    def _quantize_rows(self, weights: WeightFile, name: str, layer: QuantizedLinear, first: int, last: int) -> None:
+        """Rows `first` to `last` through this thread's buffer."""
+        device = layer.codes.device
+        is_gpu = device.type == "cuda"
+        piece = self._piece(weights, name, first, last, pinned=is_gpu)
+        with _finite(name, first, last):
+            layer.set_rows(first, piece.to(device, non_blocking=True) if is_gpu else piece)
+        if is_gpu:
+            torch.cuda.current_stream(device).synchronize()  # the buffer is free again
+
     def _piece(self, weights: WeightFile, name: str, first: int, last: int, *, pinned: bool = False) -> Tensor:
         """Rows `first` to `last` in this thread's buffer, valid until the next call."""
         info = weights.infos[name]
@@ -107,6 +138,17 @@ class Filler:
             buffer = torch.empty(max(size, _PIECE), dtype=torch.uint8, pin_memory=pinned)
             self._own.buffer = buffer
         return buffer[:size]
+
+
+@contextmanager
+def _finite(name: str, first: int, last: int) -> Iterator[None]:
+    """A context for quantising some rows of a tensor: those that can't be are a CheckpointError."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(
+            f"{name} can't be quantised: there is an infinity or NaN in its rows {first} to {last - 1}."
+        ) from error
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

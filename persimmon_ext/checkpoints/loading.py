@@ -238,15 +238,12 @@ def _place(
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         if isinstance(module, QuantizedLinear) and leaf == "weight":
-            try:
-                module.set_weight(weights.read(stored), target.device(name))
-            except CheckpointError:
-                raise
-            except ValueError as error:
-                raise CheckpointError(f"{name} can't be quantised: {error}") from error
+            filler.quantize(weights, stored, module, target.device(name))
         else:
             plain.append(name)
     if plain:
+        if len(plain) < len(names):
+            filler.wait()  # a tied head: its checksum is put together from one reading at a time
         filler.fill(weights, stored, _materialise(model, tuple(plain), target))
 
 
