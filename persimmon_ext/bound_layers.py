@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from persimmon_ext import ops
 from persimmon_ext.layers import LayerNorm, Linear, Operands, PersimmonAttention, PersimmonMLP, decode_attention
+from persimmon_ext.ops.attention import fits_decode_kernel
 from persimmon_ext.ops.native import takes
-from persimmon_ext.ops.qk_norm_rope import has_cuda_sizes
 
 _ops = torch.ops.persimmon_ext
 
@@ -63,6 +63,17 @@ def bind_added_product(layer: nn.Module, like: Tensor) -> AddedProduct:
     return lambda x, residual: op(x, weight, bias, residual, False)
 
 
+def has_decode_kernel(attention: PersimmonAttention, like: Tensor, rotary: Tensor, *, int8_cache: bool = False) -> bool:
+    """Whether `bind_decode_attention` binds to a kernel: the reference looks at slots, and waits for them."""
+    norms = attention.norms()
+    fits_cuda = fits_decode_kernel(like.new_empty(0, attention.head_dim), rotary)
+    return norms[0] is not None and takes(_decode_op(int8_cache=int8_cache), like, *norms, fits_cuda=fits_cuda)
+
+
+def _decode_op(*, int8_cache: bool) -> str:
+    return "decode_attention_int8_" if int8_cache else "decode_attention_"
+
+
 def bind_decode_attention(
     attention: PersimmonAttention, like: Tensor, rotary: Tensor, *, int8_cache: bool = False
 ) -> Attend:
@@ -70,9 +81,7 @@ def bind_decode_attention(
     [B, T, H, D], as :func:`persimmon_ext.ops.decode_attention_`, or `decode_attention_int8_` where they are codes
     and scales. `rotary`: any cos, for its size."""
     norms, eps = attention.norms(), attention.eps
-    name = "decode_attention_int8_" if int8_cache else "decode_attention_"
-    fits_cuda = like.dtype != torch.float32 and has_cuda_sizes(like.new_empty(0, attention.head_dim), rotary)
-    if norms[0] is None or not takes(name, like, *norms, fits_cuda=fits_cuda):
+    if not has_decode_kernel(attention, like, rotary, int8_cache=int8_cache):
         general = decode_attention(int8=int8_cache)
 
         def attend(
@@ -81,5 +90,5 @@ def bind_decode_attention(
             return general(qkv, *norms, cos, sin, *storage, slots, start=start, eps=eps)
 
         return attend
-    op, scale = getattr(_ops, name).default, attention.head_dim**-0.5
+    op, scale = getattr(_ops, _decode_op(int8_cache=int8_cache)).default, attention.head_dim**-0.5
     return lambda qkv, cos, sin, storage, slots, start: op(qkv, *norms, cos, sin, *storage, slots, start, eps, scale)

@@ -33,9 +33,10 @@ class Int8Layer(CacheLayer):
         """Codes of K and V, int8 [B, H, capacity, D], and their scales, float32 [B, H, capacity, 1]; None before the
         first use. The same tuple as long as no storage moves."""
         codes, scales = (part.storage for part in self._parts)
-        if codes is None or scales is None:
-            self._joined = None
-        elif self._joined is None or self._joined[0] is not codes[0] or self._joined[2] is not scales[0]:
+        return None if codes is None or scales is None else self._join(codes, scales)
+
+    def _join(self, codes: tuple[Tensor, ...], scales: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._joined is None or self._joined[0] is not codes[0] or self._joined[2] is not scales[0]:
             self._joined = (*codes, *scales)
         return self._joined
 
@@ -96,7 +97,7 @@ class Int8Layer(CacheLayer):
         self._dtype = dtype
         codes = self._parts[0].buffers(shape, torch.int8, device)
         scales = self._parts[1].buffers((*shape[:3], 1), torch.float32, device)
-        return self.storage or (*codes, *scales)
+        return self._join(codes, scales)
 
     def advance(self, tokens: int) -> None:
         for part in self._parts:
@@ -121,6 +122,7 @@ class Int8Layer(CacheLayer):
         return twin
 
     def reset(self) -> None:
+        self._joined = None
         for part in self._parts:
             part.reset()
 

@@ -70,6 +70,11 @@ class GraphedPlan:
         """Whether the cache is where it was."""
         return self._cache.capacity == self._capacity
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed, from the first one on."""
+        return self._captured is not None
+
     def __call__(self, tokens: Tensor, first: int, padding: Tensor | None, cache: Cache) -> Tensor:
         """As :meth:`DecodePlan.__call__`; the logits hold until the next call."""
         replayable = tokens.shape[1] == 1 and cache is self._cache and self.is_intact and first < self._capacity

@@ -24,6 +24,7 @@ from persimmon_ext.bound_layers import (
     bind_decode_attention,
     bind_norm_mlp,
     bind_norm_product,
+    has_decode_kernel,
 )
 from persimmon_ext.cache import Cache
 from persimmon_ext.layers import (
@@ -80,6 +81,16 @@ class DecodePlan:
         for layer in model.model.layers:
             parts += [part for part in layer.modules() if part is not getattr(layer.mlp, "act", None)]
         return not hooked(model) and all(type(part) in _PLAIN and not hooked(part) for part in parts)
+
+    @staticmethod
+    def can_be_captured(model: Any, *, int8_cache: bool) -> bool:
+        """Whether a CUDA graph can hold the steps of `model`: it is on a GPU, and attention has a kernel."""
+        if model.device.type != "cuda":
+            return False
+        like = model.model.embed_tokens.weight
+        rotary = like.new_empty(0, model.config.rotary_dim // 2)
+        layers = model.model.layers
+        return all(has_decode_kernel(layer.self_attn, like, rotary, int8_cache=int8_cache) for layer in layers)
 
     def __call__(self, tokens: Tensor, first: int, padding: Tensor | None, cache: Cache) -> Tensor:
         """Appends tokens int64 [B, T], T up to 8, whose first slot is `first`, to the cache; returns logits [B, T, V].

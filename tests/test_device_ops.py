@@ -15,8 +15,7 @@ from benchmarks.kernels import CASES
 from benchmarks.weights import Filler
 from persimmon_ext.ops.native import has_kernels
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.bfloat16, torch.float16]
 
 
@@ -69,7 +68,7 @@ def on_side_stream(call: Callable[[], Any]) -> Any:
     return result
 
 
-@needs_gpu
+@pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("op", CASES)
 def test_any_stream(op: str) -> None:
@@ -79,7 +78,7 @@ def test_any_stream(op: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), case.shape
 
 
-@needs_gpu
+@pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("op", [op for op in CASES if has_kernels(torch.device("cuda"), op)])
 def test_graph_replay(op: str) -> None:

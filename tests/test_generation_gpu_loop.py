@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 import torch
 from generation_cases import VOCAB, left_padded, model_pair, prompt
+from graph_helpers import Replays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Parameter
 
-from persimmon_ext.decode_graphs import DecodeGraphs
+from persimmon_ext import PersimmonConfig, PersimmonForCausalLM
+from persimmon_ext.decode_graphs import DecodeGraphs, GraphedPlan
+from persimmon_ext.decode_plan import DecodePlan
 from persimmon_ext.generation import loop, memory
+from persimmon_ext.ops import native
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +68,61 @@ def test_nan_is_found_late_and_said_where(monkeypatch: pytest.MonkeyPatch) -> No
         model.generate(prompt(), max_new_tokens=30)
 
 
-class Replays:
-    """Stands in for graphs: runs the step again into the same memory, as a replay does."""
-
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
-
-    def capture(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        self.captures += 1
-        result = step().clone()
-
-        def replay() -> None:
-            self.replays += 1
-            result.copy_(step())
-
-        return result, replay
-
-
 @pytest.fixture
-def graphed() -> tuple[Any, Replays]:
-    model, replays = model_pair()[1], Replays()
-    model.decode_graphs = DecodeGraphs(replays.capture)
-    model.lend_cache = lambda *arguments: model.decode_graphs.take(model, *arguments)
-    return model, replays
+def graphed(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Replays]:
+    mine, replays = model_pair()[1], Replays()
+    mine.decode_graphs = DecodeGraphs(replays.capture)
+    # As if it were on a GPU.
+    monkeypatch.setattr(DecodePlan, "can_be_captured", lambda model, *, int8_cache: model is mine)
+    return mine, replays
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fields", "expected"),
+    [
+        (torch.bfloat16, {}, True),
+        (torch.float16, {}, True),
+        (torch.float32, {}, False),
+        (torch.bfloat16, {"num_attention_heads": 4}, False),  # heads of 32
+        (torch.bfloat16, {"partial_rotary_factor": 0.25}, False),
+        (torch.bfloat16, {"qk_layernorm": False}, False),
+    ],
+)
+@pytest.mark.parametrize("int8_cache", [False, True])
+def test_what_can_be_captured(
+    dtype: torch.dtype, fields: Any, expected: bool, int8_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention without a kernel looks at values, so no capture is tried."""
+    monkeypatch.setattr(native, "KERNELS", native.KERNELS | {(op, "CUDA") for op, _ in native.KERNELS})
+    sizes = {"vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = PersimmonConfig(**{**sizes, "num_attention_heads": 2, **fields})
+    model = PersimmonForCausalLM(config).to(dtype)
+    assert not DecodePlan.can_be_captured(model, int8_cache=int8_cache), "it is on the CPU"
+    with FakeTensorMode():  # there may be no GPU here
+        for module in model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                module.register_parameter(name, Parameter(torch.empty(weight.shape, dtype=dtype, device="cuda")))
+        assert DecodePlan.can_be_captured(model, int8_cache=int8_cache) == expected
+
+
+def test_only_what_can_be_captured_is_kept(monkeypatch: pytest.MonkeyPatch, graphed: tuple[Any, Replays]) -> None:
+    mine, replays = graphed
+    cache = mine.lend_cache(1, 64)
+    assert isinstance(mine.decode_plan(64, cache), GraphedPlan)
+    assert mine.decode_graphs.plan(mine.lend_cache(1, 64, "dynamic")) is None
+    monkeypatch.setattr(DecodePlan, "can_be_captured", lambda model, *, int8_cache: False)
+    assert mine.decode_graphs.plan(mine.lend_cache(1, 64)) is None
+    mine.generate(prompt(), max_new_tokens=4)
+    assert replays.captures == 0
+
+
+def test_the_plan_says_whether_it_is_captured(graphed: tuple[Any, Replays]) -> None:
+    mine, _ = graphed
+    cache = mine.lend_cache(1, 64, None)
+    plan = mine.decode_plan(64, cache)
+    assert not plan.is_captured
+    mine.generate(prompt(), past_key_values=cache, max_new_tokens=3)
+    assert plan.is_captured
 
 
 def test_replayed_steps_give_the_same(model: Any, graphed: tuple[Any, Replays]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -88,17 +89,13 @@ def decode_attention_(
         scale: of the scores, default 1 / sqrt(D).
     Returns: [B, T, H, D].
     """
-    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    norms = (q_weight, q_bias, k_weight, k_bias)
-    parameters = given_norms(*norms)
-    refuse_gradients("decode_attention_", qkv, *norms, k_cache, v_cache)
-    fits_cuda = qkv.dtype != torch.float32 and has_cuda_sizes(qkv, cos)
-    if parameters and takes("decode_attention_", qkv, *norms, k_cache, v_cache, fits_cuda=fits_cuda):
-        return _ops.decode_attention_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, start, eps, scale)
-    _check_step("decode_attention_", qkv, slots)
-    q = qk_norm_rope_append_(qkv, *norms, cos, sin, k_cache, v_cache, slots, eps)
-    out, _ = attention(q, k_cache, v_cache, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
-    return out
+    norms, caches = (q_weight, q_bias, k_weight, k_bias), (k_cache, v_cache)
+
+    def append() -> tuple[Tensor, Tensor, Tensor]:
+        q = qk_norm_rope_append_(qkv, *norms, cos, sin, k_cache, v_cache, slots, eps)
+        return q, k_cache, v_cache
+
+    return _decode("decode_attention_", append, qkv, norms, cos, sin, caches, slots, start, eps, scale, alike=caches)
 
 
 def decode_attention_int8_(
@@ -128,24 +125,51 @@ def decode_attention_int8_(
         k_cache, v_cache: int8 [B, H, S, D], written in place.
         k_scale, v_scale: float32 [B, H, S, 1], written in place: the largest magnitude of a row over 127.
     """
+    norms, caches = (q_weight, q_bias, k_weight, k_bias), (k_cache, v_cache, k_scale, v_scale)
+
+    def append() -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qk_norm_rope(qkv, *norms, cos, sin, eps)
+        (k_codes, k_scales), (v_codes, v_scales) = reference.quantize_rows(k), reference.quantize_rows(v)
+        reference.append_(k_codes, v_codes, k_cache, v_cache, slots)
+        reference.append_(k_scales, v_scales, k_scale, v_scale, slots)
+        keys = reference.dequantize_rows(k_cache, k_scale, q.dtype)
+        return q, keys, reference.dequantize_rows(v_cache, v_scale, q.dtype)
+
+    return _decode("decode_attention_int8_", append, qkv, norms, cos, sin, caches, slots, start, eps, scale)
+
+
+def fits_decode_kernel(qkv: Tensor, cos: Tensor) -> bool:
+    """Whether the CUDA kernels of a decode step are written for qkv's dtype and for this head and rotary dimension."""
+    return qkv.dtype != torch.float32 and has_cuda_sizes(qkv, cos)
+
+
+def _decode(
+    op: str,
+    append: Callable[[], tuple[Tensor, Tensor, Tensor]],
+    qkv: Tensor,
+    norms: tuple[Tensor | None, ...],
+    cos: Tensor,
+    sin: Tensor,
+    caches: tuple[Tensor, ...],
+    slots: Tensor,
+    start: Tensor | None,
+    eps: float,
+    scale: float | None,
+    alike: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """The kernel of `op`, or what it is made of. `alike`: those of the caches that have qkv's dtype.
+
+    `append` writes the new keys and values into the caches; it returns q [B, H, T, D] and all keys and values
+    [B, H, S, D].
+    """
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    norms = (q_weight, q_bias, k_weight, k_bias)
     parameters = given_norms(*norms)
-    caches = (k_cache, v_cache, k_scale, v_scale)
-    refuse_gradients("decode_attention_int8_", qkv, *norms)
-    fits_cuda = qkv.dtype != torch.float32 and has_cuda_sizes(qkv, cos)
-    if parameters and takes("decode_attention_int8_", qkv, *norms, fits_cuda=fits_cuda):
-        return _ops.decode_attention_int8_(qkv, *parameters, cos, sin, *caches, slots, start, eps, scale)
-    _check_step("decode_attention_int8_", qkv, slots)
-    q, k, v = qk_norm_rope(qkv, *norms, cos, sin, eps)
-    (k_codes, k_scales), (v_codes, v_scales) = reference.quantize_rows(k), reference.quantize_rows(v)
-    reference.append_(k_codes, v_codes, k_cache, v_cache, slots)
-    reference.append_(k_scales, v_scales, k_scale, v_scale, slots)
-    keys, values = (
-        reference.dequantize_rows(k_cache, k_scale, q.dtype),
-        reference.dequantize_rows(v_cache, v_scale, q.dtype),
-    )
-    out, _ = attention(q, keys, values, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
+    refuse_gradients(op, qkv, *norms, *caches)
+    if parameters and takes(op, qkv, *norms, *alike, fits_cuda=fits_decode_kernel(qkv, cos)):
+        return cast(Tensor, getattr(_ops, op)(qkv, *parameters, cos, sin, *caches, slots, start, eps, scale))
+    _check_step(op, qkv, slots)
+    q, k, v = append()
+    out, _ = attention(q, k, v, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
     return out
 
 
