@@ -2,7 +2,8 @@
 
 Makes a tar in the authors' format, by default of 2.7 GB with layers of the size of Persimmon-8B's, converts it, and
 inspects the tar, the result, the same weights as torch.save writes them (now and before 1.6), and quantised to 8 bits.
-Each in a process of its own, the files dropped from the page cache before; everything is removed at the end.
+Each in a process of its own, the files dropped from the page cache before; everything is removed at the end. With
+--convert-only, a tar of any size that the disk holds twice will do: neither making nor converting it takes memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from persimmon_ext.checkpoints.targets import parse_size
 from persimmon_ext.zero_activations import zero_shares
 
 _TEXT = "def read_lines(path):\n    return path"
-_FILES_AT_A_TIME = 3  # checkpoints of the size of the release that are on the disk together
+_FILES_AT_A_TIME = 2  # checkpoints of the size of the release that are on the disk together
+_TAR_BLOCK = 512
 _PICKLE = "pytorch_model.bin"
 
 
@@ -45,8 +47,11 @@ def run(arguments: list[str] | None = None) -> None:
         num_attention_heads=chosen.heads,
         dtype="bfloat16",
     )
-    size = 2 * sum(torch.Size(shape).numel() for shape in expected_shapes(config).values())
-    resident.check_room(chosen.folder, disk=_FILES_AT_A_TIME * size, memory=size)
+    sizes = [2 * torch.Size(shape).numel() for shape in expected_shapes(config).values()]
+    size = sum(sizes)
+    resident.check_room(
+        chosen.folder, disk=_FILES_AT_A_TIME * size + max(sizes), memory=max(sizes) if chosen.convert_only else size
+    )
     with tempfile.TemporaryDirectory(prefix="persimmon-convert-", dir=chosen.folder) as name:
         results = measure(Path(name), config, chosen)
     report = {
@@ -67,6 +72,8 @@ def measure(folder: Path, config: PersimmonConfig, chosen: argparse.Namespace) -
     tar, converted = folder / "release.tar", folder / "converted"
     resident.in_process(write_release, tar, config, chosen.seed)
     results = [_row("convert", "tar", tar, convert, converted, chosen.max_shard_size)]
+    if chosen.convert_only:
+        return results
     results.append(_row("inspect", "tar", tar, inspect))
     tar.unlink()
     results.append(_row("inspect", "safetensors", converted, inspect))
@@ -84,36 +91,60 @@ def _row(action: str, form: str, path: Path, function: Callable[..., dict[str, A
 
 
 def write_release(tar: Path, config: PersimmonConfig, seed: int) -> None:
-    """A tar in the authors' format, of one rank."""
-    filler = Filler(seed)
-    state: dict[str, Tensor] = {
-        name: filler.normal(*shape, dtype=torch.bfloat16, spread=0.02)
-        for name, shape in expected_shapes(config).items()
-    }
+    """A tar in the authors' format, of one rank. Its tensors are maps of one file of random numbers, of the size of the
+    largest: all of them begin alike, and none takes memory."""
+    shapes = expected_shapes(config)
+    with tempfile.TemporaryDirectory(dir=tar.parent) as name:
+        values = Path(name) / "values"
+        largest = max(torch.Size(shape).numel() for shape in shapes.values())
+        on_disk = torch.from_file(str(values), shared=True, size=largest, dtype=torch.bfloat16)
+        Filler(seed).fill_(on_disk, spread=0.02)
+        state = {
+            name: torch.from_file(str(values), shared=True, size=torch.Size(shape).numel(), dtype=torch.bfloat16).view(
+                shape
+            )
+            for name, shape in shapes.items()
+        }
+        _write_tar(tar, _authors_content(config, state))
+
+
+def _authors_content(config: PersimmonConfig, state: dict[str, Tensor]) -> dict[str, Any]:
+    """What the authors' library saves of a model."""
     head, embedding = state.pop("lm_head.weight"), state.pop("model.embed_tokens.weight")
     encoder = {
         name.removeprefix("model.").replace("self_attn", "self_attention"): tensor for name, tensor in state.items()
     }
-    content = {
-        "args": argparse.Namespace(
-            num_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            ffn_hidden_size=config.intermediate_size,
-            num_attention_heads=config.num_attention_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rotary_pct=0.5,
-            untie_embeddings=True,
-            qk_layernorm="weights_per_layer",
-        ),
+    arguments = argparse.Namespace(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        rotary_pct=0.5,
+        untie_embeddings=True,
+        qk_layernorm="weights_per_layer",
+    )
+    return {
+        "args": arguments,
         "model": {
             "language_model": {"embedding": {"word_embeddings": {"weight": embedding}}, "encoder": encoder},
             "word_embeddings_for_head": {"weight": head},
         },
     }
-    with tempfile.TemporaryDirectory(dir=tar.parent) as name, tarfile.open(tar, "w") as archive:
-        torch.save(content, Path(name) / "weights")
-        archive.add(Path(name) / "weights", "release/iter_0000001/mp_rank_00/model_optim_rng.pt")
-        archive.add(embedded_checkpoint() / "tokenizer.model", "release/adept_vocab.model")
+
+
+def _write_tar(tar: Path, content: dict[str, Any]) -> None:
+    """Saves straight into the tar; the header of the member comes last, when its size is known."""
+    with tar.open("wb") as file:
+        file.seek(_TAR_BLOCK)
+        torch.save(content, file)
+        header = tarfile.TarInfo("release/iter_0000001/mp_rank_00/model_optim_rng.pt")
+        header.size = file.tell() - _TAR_BLOCK
+        file.write(bytes(-header.size % _TAR_BLOCK))
+        with tarfile.open(fileobj=file, mode="w") as archive:  # from here on
+            archive.add(embedded_checkpoint() / "tokenizer.model", "release/adept_vocab.model")
+        file.seek(0)
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
 
 
 def convert(tar: Path, folder: Path, max_shard_size: str) -> dict[str, Any]:
@@ -183,6 +214,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     options.add_checkpoint_options(parser, layers=4, vocab=65536, vocab_help="at least the 4096 of the tokenizer")
+    parser.add_argument("--convert-only", action="store_true", help="inspect nothing")
     parser.add_argument("--max-shard-size", default="1GB", type=_size, metavar="SIZE")
     return parser.parse_args(arguments)
 

@@ -20,8 +20,6 @@ def test_measures_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[st
     result = json.loads(file.read_text())
     (row,) = result["results"]
     assert result["checkpoint_bytes"] == row["model_bytes"] > 100_000
-    assert row["peak_resident"] >= row["resident_before"] > 0
-    assert abs(sum(row["at_fullest"].values()) - row["peak_resident"]) < 0.5 * row["peak_resident"]
     assert "from_pretrained" in capsys.readouterr().out
     report.run([str(file)])
     assert "## Loading" in capsys.readouterr().out
