@@ -231,7 +231,7 @@ cudaError_t launch_attention_hopper(const AttentionParams& params, simt::Dtype d
   if (dtype == simt::Dtype::kFloat32) return cudaErrorInvalidValue;
   if (params.batch == 0 || params.heads == 0 || params.queries == 0) return cudaSuccess;
   if (params.keys == 0) return cudaErrorNotSupported;
-  if (!simt::has_hopper_code(attention_hopper<simt::bf16>)) return cudaErrorNotSupported;
+  if (!simt::has_hopper_code<attention_hopper<simt::bf16>>()) return cudaErrorNotSupported;
   HopperParams all{params, {}, {}, {}};
   const auto map = [&](simt::TensorMap& target, const AttentionTensor& tensor, int rows) {
     return simt::make_tensor_map(&target, dtype, tensor.data, rows, params.heads, params.batch, tensor.row_stride,

@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(simt::kWarpSize* kMaxDecodeTokens)
 template <class T>
 cudaError_t launch_combine(const DecodeAttentionParams& params, int64_t splits, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(params.in.H), static_cast<unsigned>(params.in.B));
-  return simt::launch_dependent(combine_splits<T>, grid, dim3(simt::kWarpSize, static_cast<unsigned>(params.in.T)),
-                                stream, params, splits);
+  return simt::launch_dependent<combine_splits<T>>(grid, dim3(simt::kWarpSize, static_cast<unsigned>(params.in.T)),
+                                                   stream, params, splits);
 }
 
 }  // namespace

@@ -187,6 +187,11 @@ bool is_valid(const DecodeAttentionParams& params);
 cudaError_t launch_combine_splits(const DecodeAttentionParams& params, int64_t splits, simt::Dtype dtype,
                                   cudaStream_t stream);
 
+template <class T, class Row, int kTokens>
+cudaError_t launch_tokens(const DecodeAttentionParams& params, dim3 grid, cudaStream_t stream) {
+  return simt::launch_dependent<decode_attention_kernel<T, Row, kTokens>>(grid, dim3(kDecodeThreads), stream, params);
+}
+
 // For caches that hold a `Row`, known to be aligned for it.
 template <template <class> class Row>
 cudaError_t launch_decode_attention_format(const DecodeAttentionParams& params, simt::Dtype dtype,
@@ -198,11 +203,10 @@ cudaError_t launch_decode_attention_format(const DecodeAttentionParams& params, 
   const dim3 grid(blocks(splits), blocks(params.in.H), blocks(params.in.B));
   const cudaError_t error = simt::with_16bit_type(dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    const auto kernel = params.in.T == 1   ? decode_attention_kernel<T, Row<T>, 1>
-                        : params.in.T == 2 ? decode_attention_kernel<T, Row<T>, 2>
-                        : params.in.T <= 4 ? decode_attention_kernel<T, Row<T>, 4>
-                                           : decode_attention_kernel<T, Row<T>, 8>;
-    return simt::launch_dependent(kernel, grid, dim3(kDecodeThreads), stream, params);
+    return params.in.T == 1   ? launch_tokens<T, Row<T>, 1>(params, grid, stream)
+           : params.in.T == 2 ? launch_tokens<T, Row<T>, 2>(params, grid, stream)
+           : params.in.T <= 4 ? launch_tokens<T, Row<T>, 4>(params, grid, stream)
+                              : launch_tokens<T, Row<T>, 8>(params, grid, stream);
   });
   return error != cudaSuccess || splits == 1 ? error : launch_combine_splits(params, splits, dtype, stream);
 }

@@ -211,8 +211,8 @@ template <class T, class Weight, int kM>
 cudaError_t launch_linear_tile(const LinearParams& params, cudaStream_t stream) {
   const int64_t blocks = divide_up(params.N, LinearTile<Weight, kM>::kBlockRows);
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  return simt::launch_dependent(linear_kernel<T, Weight, kM>, dim3(static_cast<unsigned>(blocks)), dim3(kLinearThreads),
-                                stream, params);
+  return simt::launch_dependent<linear_kernel<T, Weight, kM>>(dim3(static_cast<unsigned>(blocks)), dim3(kLinearThreads),
+                                                              stream, params);
 }
 
 template <class T, class Weight>

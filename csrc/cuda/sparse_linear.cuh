@@ -10,9 +10,10 @@
 // and the same input gives the same bits, whichever block is the last. Where the product in front has written down
 // which units are not zero (nonzero_list.cuh), x is read for those alone.
 //
-// act is max(., 0)^2 or nothing. Bytes moved: the rows with work and their scales once for every 8 (int8: 4, int4: 2)
-// rows of x, x once for each column tile, the splits' sums twice (from the L2 cache). On sm_90 and later the kernel
-// starts before the one in front of it has ended.
+// act is max(., 0)^2 or nothing. Bytes moved: the rows with work and their scales once, and from the L2 cache once for
+// every 8 (int8: 4, int4: 2) rows of x; x once for each column tile; the splits' sums twice (from the L2 cache). The
+// dense product of the same matrix (all_rows) is this kernel with every row in the lists, so there is no share of zeros
+// at which it would be faster. On sm_90 and later the kernel starts before the one in front of it has ended.
 #pragma once
 #include "../simt/simt.h"
 #include "nonzero_list.cuh"

@@ -39,15 +39,13 @@ int64_t sparse_arrivals(int64_t M, int64_t C) {  // one for each column tile and
   return divide_up(C, SparseTile<Weight>::kColumns) * divide_up(M, pass_rows<Weight>(M));
 }
 
-// y of the block's column tile in rows first_m … first_m + kM - 1, from the sums of all splits.
+// y of a column tile in rows first_m … first_m + kM - 1, from the sums of all splits.
 template <class T, class Weight, int kM>
-SIMT_DEVICE void add_splits(const SparseLinearParams& params, int64_t first_m) {
+SIMT_DEVICE void add_splits(const SparseLinearParams& params, int64_t tile, int64_t first_m) {
   constexpr int kColumns = SparseTile<Weight>::kColumns, kOutputs = kColumns * kM / kSparseThreads;
   static_assert(kOutputs * kSparseThreads == kColumns * kM, "every thread has as many outputs");
   const auto row_of = [&](int i) { return first_m + (threadIdx.x + i * kSparseThreads) / kColumns; };
-  const auto column_of = [&](int i) {
-    return int64_t{blockIdx.x} * kColumns + (threadIdx.x + i * kSparseThreads) % kColumns;
-  };
+  const auto column_of = [&](int i) { return tile * kColumns + (threadIdx.x + i * kSparseThreads) % kColumns; };
   [[maybe_unused]] constexpr int kSplitsAtOnce = 16 / kOutputs;  // 16 loads in flight
   float sums[kOutputs] = {};
 #pragma unroll kSplitsAtOnce
@@ -67,6 +65,8 @@ SIMT_DEVICE void add_splits(const SparseLinearParams& params, int64_t first_m) {
   }
 }
 
+// Grid (column tiles x passes, splits). The passes of a tile are neighbours: they run at the same time, so what one has
+// read of the weight the others find in the L2 cache.
 template <class T, class Weight, int kM>
 __global__ void __launch_bounds__(kSparseThreads, 2)
     sparse_linear_kernel(__grid_constant__ const SparseLinearParams params) {
@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
   SIMT_SHARED(float, warp_sums, kSparseWarps* Tile::kColumns);
   SIMT_SHARED(uint32_t, arrived_before, 1);
   const int lane = threadIdx.x % simt::kWarpSize, warp = threadIdx.x / simt::kWarpSize;
-  const int64_t first_m = int64_t{blockIdx.z} * kM;
+  const unsigned passes = (static_cast<unsigned>(params.M) + kM - 1) / kM, tile = blockIdx.x / passes;
+  const int64_t first_m = int64_t{blockIdx.x % passes} * kM;
   const T* const x = static_cast<const T*>(params.x) + first_m * params.F;
   const uint16_t* const nonzeros = params.nonzeros.words;
 
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
 
   // The products: warp w takes entries w, w + kSparseWarps, ….
   const int vectors = static_cast<int>(params.C / Weight::kValues);  // of a row
-  const int vector = blockIdx.x * simt::kWarpSize + lane;
+  const int vector = static_cast<int>(tile) * simt::kWarpSize + lane;
   float sums[Weight::kValues][kM] = {};
   for (int first = warp; first < listed; first += kSparseWarps * kRowsInFlight) {
     uint4 packed[kRowsInFlight];
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
       float sum = 0.0f;
 #pragma unroll
       for (int w = 0; w < kSparseWarps; ++w) sum += warp_sums[w * Tile::kColumns + i];
-      const int value = i / simt::kWarpSize, owner = blockIdx.x * simt::kWarpSize + i % simt::kWarpSize;
+      const int value = i / simt::kWarpSize, owner = static_cast<int>(tile) * simt::kWarpSize + i % simt::kWarpSize;
       const int64_t column = Weight::column(owner, value / kChunk) + value % kChunk;
       const int64_t row = int64_t{blockIdx.y} * params.M + first_m + m;
       if (owner < vectors && first_m + m < params.M) params.partials[row * params.C + column] = sum;
@@ -188,21 +189,21 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
   simt::fence_writes();
   __syncthreads();
   if (threadIdx.x == 0) {
-    arrived_before[0] = simt::arrive(params.nonzeros.arrivals + int64_t{blockIdx.z} * gridDim.x + blockIdx.x);
+    arrived_before[0] = simt::arrive(params.nonzeros.arrivals + blockIdx.x);
   }
   __syncthreads();
   if (arrived_before[0] + 1 != gridDim.y) return;
   simt::fence_reads();
-  add_splits<T, Weight, kM>(params, first_m);
+  add_splits<T, Weight, kM>(params, tile, first_m);
 }
 
 template <class T, class Weight, int kM>
 cudaError_t launch_sparse_tile(const SparseLinearParams& params, int64_t splits, cudaStream_t stream) {
   const int64_t tiles = divide_up(params.C, SparseTile<Weight>::kColumns), passes = divide_up(params.M, kM);
-  constexpr int64_t kMaxGridYZ = 65535;
-  if (tiles > INT32_MAX || splits > kMaxGridYZ || passes > kMaxGridYZ) return cudaErrorInvalidValue;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(splits), static_cast<unsigned>(passes));
-  return simt::launch_dependent(sparse_linear_kernel<T, Weight, kM>, grid, dim3(kSparseThreads), stream, params);
+  constexpr int64_t kMaxGridY = 65535;
+  if (params.M > INT32_MAX || tiles * passes > INT32_MAX || splits > kMaxGridY) return cudaErrorInvalidValue;
+  const dim3 grid(static_cast<unsigned>(tiles * passes), static_cast<unsigned>(splits));
+  return simt::launch_dependent<sparse_linear_kernel<T, Weight, kM>>(grid, dim3(kSparseThreads), stream, params);
 }
 
 template <class T, class Weight>

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstring>
 
 #define SIMT_DEVICE __device__ __forceinline__
@@ -108,6 +109,30 @@ SIMT_DEVICE float fast_exp2(float x) {
 // Adds to a word of global memory; integers only, whose sums do not depend on the order.
 SIMT_DEVICE void atomic_add(uint64_t* address, uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+
+// The same in shared memory; returns what was there. It orders nothing: a barrier separates it from other accesses.
+SIMT_DEVICE uint32_t atomic_add(Shared<uint32_t> place, uint32_t value) { return atomicAdd(place, value); }
+
+// Whether what runs of kKernel on the current device was compiled for sm_90 or later, and is not a translation of code
+// for an older architecture. The driver is asked once for every kernel and device.
+template <auto kKernel>
+bool has_hopper_code() {
+  enum Answer { kUnknown, kNo, kYes };
+  constexpr int kDevices = 64;
+  static std::atomic<Answer> answers[kDevices];
+  int device = 0;
+  const bool listed = cudaGetDevice(&device) == cudaSuccess && device < kDevices;
+  const Answer known = listed ? answers[device].load() : kUnknown;
+  if (known != kUnknown) return known == kYes;
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kKernel) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  const bool result = attributes.ptxVersion >= 90;
+  if (listed) answers[device] = result ? kYes : kNo;
+  return result;
 }
 
 // Starts `kernel` on `stream` with `shared_bytes` of dynamic shared memory for each block, and returns the launch's own

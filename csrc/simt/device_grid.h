@@ -35,24 +35,18 @@ SIMT_DEVICE void prefetch_l2([[maybe_unused]] const void* address) {
 }
 
 // As launch, without waiting for the kernel in front where the GPU, and the kernel's code, can wait themselves.
-template <class... Params, class... Args>
-cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream,
-                             const Args&... args) {
-  constexpr int kFirstArchitecture = 90;
-  cudaFuncAttributes attributes{};  // code for an older architecture may have been translated for a newer one
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess) {
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = attributes.ptxVersion >= kFirstArchitecture ? 1 : 0;
-    error = cudaLaunchKernelEx(&config, kernel, args...);
-  }
+template <auto kKernel, class... Args>
+cudaError_t launch_dependent(dim3 grid, dim3 block, cudaStream_t stream, const Args&... args) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = has_hopper_code<kKernel>() ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kKernel, args...);
   if (error != cudaSuccess) (void)cudaGetLastError();
   return error;
 }

@@ -15,15 +15,6 @@ inline constexpr bool kHopper = true;
 inline constexpr bool kHopper = false;
 #endif
 
-// Whether the kernel's code that runs on this GPU is not a translation of code for an older architecture.
-template <class... Params>
-bool has_hopper_code(void (*kernel)(Params...)) {
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion >= 90;
-  (void)cudaGetLastError();
-  return false;
-}
-
 // ---- mbarriers: count arrivals and bytes of bulk copies; phases are told apart by their parity ----
 
 // One thread initialises a barrier to `arrivals` a phase, fences, and a block barrier follows.

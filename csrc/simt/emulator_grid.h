@@ -7,10 +7,10 @@ namespace simt {
 inline void let_successor_start() {}
 inline void prefetch_l2(const void*) {}
 
-template <class... Params, class... Args>
-cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t, const Args&... args) {
+template <auto kKernel, class... Args>
+cudaError_t launch_dependent(dim3 grid, dim3 block, cudaStream_t, const Args&... args) {
   const DependentLaunch launch;
-  run(grid, block, 0, [&] { kernel(args...); });
+  run(grid, block, 0, [&] { kKernel(args...); });
   return cudaSuccess;
 }
 

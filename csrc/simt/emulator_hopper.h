@@ -7,8 +7,8 @@ namespace simt {
 
 inline constexpr bool kHopper = true;
 
-template <class... Params>
-bool has_hopper_code(void (*)(Params...)) {
+template <auto kKernel>
+bool has_hopper_code() {
   return true;
 }
 

@@ -25,7 +25,7 @@ __global__ void add_one(const float* in, float* out) {
 
 template <Bug kBug>
 void launch_add(const GlobalBuffer<float>& in, const GlobalBuffer<float>& out) {
-  simt::launch_dependent(add_one<kBug>, dim3(kBlocks), dim3(kThreads), nullptr, in.data(), out.data());
+  simt::launch_dependent<add_one<kBug>>(dim3(kBlocks), dim3(kThreads), nullptr, in.data(), out.data());
 }
 
 // A block sums its elements to partials[block]; the last one adds those in order.
