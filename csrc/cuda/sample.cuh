@@ -7,29 +7,28 @@
 //   token         argmax z - log(-log u), the first index on ties; u from Philox (philox.cuh), in float64
 //
 // The semantics and the noise are those of the CPU kernel (csrc/cpu/kernels/sample.h). As z <= 0, ascending bits of |z|
-// are descending z. A histogram counts tokens, or adds up their mass in fixed point: integers, so the order of atomic
-// additions does not matter and the same input gives the same token. Four levels of 2048 bins end at a single value of
-// z: first bins of 1/64, over which logits spread well, then ever finer parts of the bits in the bin that holds the
-// threshold. Each level is a kernel; its blocks all find the bin that the level before has left.
+// (the key of a token) are descending z. A histogram counts tokens, or adds up their mass in fixed point: integers, so
+// the order of atomic additions does not matter and the same input gives the same token. A block adds up its tokens in
+// shared memory, and then each of its bins that is not empty to the row's histogram. Three levels, of 11, 10 and 10
+// bits of the key, end at a single value of z. Each level is a kernel; its blocks all find the bin that the level
+// before has left.
 //
 // A row with a NaN, with +inf or without a finite logit gives the token -1: raising would wait for the device.
 //
-// Kernels: 3, and 4 for each of top_k and top_p. Bytes moved: the logits in each of them but the last; from the second
-// on they come from the L2 cache.
+// Kernels: 2, and 3 for each of top_k and top_p; on sm_90 and later each starts before the one in front of it has
+// ended. Bytes moved: the logits in each of them; from the second on they come from the L2 cache.
 #pragma once
 #include "../simt/simt.h"
 
 namespace persimmon::cuda {
 
 constexpr int kSampleBins = 2048;
-constexpr int kSampleLevels = 4;
+constexpr int kSampleLevels = 3;
 
-// Where a threshold lies after some levels: `before` weighs what is above the bits [low, low + kSampleBins << shift).
+// Where a threshold lies after some levels: among the keys low … high, with tokens of weight `before` below them.
 struct SampleRange {
   uint64_t before, target;  // the threshold is where the sum of weights reaches the target
-  uint32_t low, shift;
-  uint32_t limit;  // bits of |z| above it were dropped by an earlier filter
-  uint32_t unused;
+  uint32_t low, high;
 };
 
 struct SampleParams {
@@ -39,8 +38,9 @@ struct SampleParams {
   float* block_tops;      // [B, blocks] scratch, blocks = sample_blocks(V)
   double* block_scores;   // [B, blocks] scratch
   int64_t* block_tokens;  // [B, blocks] scratch
-  uint64_t* histograms;   // [B, levels, kSampleBins] scratch, levels = sample_levels(top_k, top_p)
+  uint64_t* histograms;   // [B, levels, kSampleBins] scratch, levels = sample_levels(V, top_k, top_p)
   SampleRange* ranges;    // [B, levels] scratch
+  uint32_t* arrivals;     // [B] scratch: blocks that have drawn
   int64_t B, V;
   float temperature;  // 0: the argmax of the logits
   int64_t top_k;      // 0: off

@@ -7,8 +7,27 @@ namespace persimmon::cuda {
 constexpr int kSampleThreads = 256;
 constexpr int kSampleWarps = kSampleThreads / simt::kWarpSize;
 constexpr int kBinsPerThread = kSampleBins / kSampleThreads;
+constexpr int kTokensAtOnce = 8;  // whose logits a thread has in flight
+constexpr int kTokensPerBlock = kTokensAtOnce * kSampleThreads;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
-constexpr float kFirstBins = 64.0f;  // of the first level, in a unit of z
+
+// use(i, logit) for the block's part of the tokens of a row.
+template <class T, class Use>
+SIMT_DEVICE void for_each_token(const T* logits, int64_t V, const Use& use) {
+  for (int64_t first = int64_t{blockIdx.x} * kTokensPerBlock; first < V;
+       first += int64_t{gridDim.x} * kTokensPerBlock) {
+    const int64_t own = first + threadIdx.x;
+    T values[kTokensAtOnce];
+#pragma unroll
+    for (int j = 0; j < kTokensAtOnce; ++j) {
+      if (own + j * kSampleThreads < V) values[j] = logits[own + j * kSampleThreads];
+    }
+#pragma unroll
+    for (int j = 0; j < kTokensAtOnce; ++j) {
+      if (own + j * kSampleThreads < V) use(own + j * kSampleThreads, simt::to_float(values[j]));
+    }
+  }
+}
 
 // Largest `value` over the block, NaN if any is NaN. Every thread of the block calls it.
 template <class Shared>
@@ -30,33 +49,37 @@ SIMT_DEVICE uint32_t key_of(float logit, float top, float temperature) {
 }
 SIMT_DEVICE float z_of(uint32_t key) { return -__uint_as_float(key); }
 
-SIMT_DEVICE uint32_t first_level_bin(uint32_t key) {
-  const float scaled = __uint_as_float(key) * kFirstBins;
-  return scaled < kSampleBins - 1 ? static_cast<uint32_t>(scaled) : kSampleBins - 1;
-}
+// How many bins a level has, and how many keys each is wide, as a power of two: the first divides all keys, the others
+// a bin of the one before.
+SIMT_DEVICE int bin_count(int level) { return level == 0 ? kSampleBins : kSampleBins / 2; }
+SIMT_DEVICE int bin_shift(int level) { return 10 * (kSampleLevels - 1 - level); }
 
-// The bin of a key at a level, or kSampleBins where it is outside of the range.
-SIMT_DEVICE uint32_t bin_of(uint32_t key, int level, const SampleRange& range) {
-  if (level == 0) return first_level_bin(key);
-  if (key < range.low) return kSampleBins;
-  const uint32_t bin = (key - range.low) >> range.shift;
-  return bin < kSampleBins ? bin : kSampleBins;
-}
+// A histogram in shared memory: 64-bit sums in two words, since only 32-bit additions are instructions there.
+struct BlockHistogram {
+  simt::Shared<uint32_t> low, high;  // [kSampleBins] each
+  int bins;                          // in use
 
-// The range that bin `bin` of a level stands for.
-SIMT_DEVICE void narrow(SampleRange& range, int level, uint32_t bin) {
-  uint32_t last;  // bits of the size of the range, minus one
-  if (level == 0) {
-    range.low = __float_as_uint(static_cast<float>(bin) / kFirstBins);
-    const bool open = bin == kSampleBins - 1;
-    last = (open ? kInfinityBits : __float_as_uint(static_cast<float>(bin + 1) / kFirstBins) - 1) - range.low;
-  } else {
-    range.low += bin << range.shift;
-    last = (1u << range.shift) - 1;
+  // Every thread of the block calls clear, then, after a barrier, add any number of times, then, after a barrier,
+  // add_to.
+  SIMT_DEVICE void clear() const {
+    for (int bin = threadIdx.x; bin < bins; bin += kSampleThreads) {
+      low[bin] = 0;
+      high[bin] = 0;
+    }
   }
-  range.shift = 0;
-  while (last >> range.shift >= kSampleBins) ++range.shift;
-}
+  SIMT_DEVICE void add(uint32_t bin, uint64_t weight) const {
+    const uint32_t low_word = static_cast<uint32_t>(weight), before = simt::atomic_add(low + bin, low_word);
+    const uint32_t carry = before + low_word < before ? 1 : 0;
+    const uint32_t high_word = static_cast<uint32_t>(weight >> 32) + carry;
+    if (high_word != 0) simt::atomic_add(high + bin, high_word);
+  }
+  SIMT_DEVICE void add_to(uint64_t* histogram) const {
+    for (int bin = threadIdx.x; bin < bins; bin += kSampleThreads) {
+      const uint64_t sum = uint64_t{high[bin]} << 32 | low[bin];
+      if (sum != 0) simt::atomic_add(histogram + bin, sum);
+    }
+  }
+};
 
 // Finds in the histogram of a level the bin in which the sum of weights reaches the target, and narrows the range to
 // it. At level 0 the target is given by `top_k`, or where that is 0 as the share `top_p` of the histogram's sum. Every
@@ -106,7 +129,8 @@ SIMT_DEVICE SampleRange find_bin(const uint64_t* histogram, SampleRange range, i
   }
   __syncthreads();
   range.before = found[0];
-  narrow(range, level, static_cast<uint32_t>(static_cast<uint64_t>(found[1])));
+  range.low += static_cast<uint32_t>(static_cast<uint64_t>(found[1])) << bin_shift(level);
+  range.high = min(range.high, range.low + ((1u << bin_shift(level)) - 1u));
   return range;
 }
 

@@ -62,6 +62,10 @@ uint4 load_shared16(Shared<T> place, const Where& where = Where::current()) {
 }
 // An atomic here too, though fibers never run at once: ThreadSanitizer would take plain additions for a race.
 inline void atomic_add(uint64_t* address, uint64_t value) { __atomic_fetch_add(address, value, __ATOMIC_RELAXED); }
+inline uint32_t atomic_add(Shared<uint32_t> place, uint32_t value, const Where& where = Where::current()) {
+  void* const word = place.storage().update(place.offset(), sizeof(value), where);
+  return __atomic_fetch_add(static_cast<uint32_t*>(word), value, __ATOMIC_RELAXED);
+}
 inline float fast_exp2(float x) { return std::exp2(x); }
 
 template <class... Params, class... Args>

@@ -11,16 +11,6 @@ namespace {
 
 constexpr size_t kAlignment = 1024;  // what the swizzled tiles of bulk copies need
 
-// Adds the current thread's read to those since the last write; what happened before it is implied by it.
-void note_read(Instant& latest, std::unique_ptr<std::vector<Instant>>& others) {
-  if (!has_happened(latest)) {
-    if (others == nullptr) others = std::make_unique<std::vector<Instant>>();
-    others->push_back(latest);
-  }
-  if (others != nullptr) std::erase_if(*others, has_happened);
-  latest = current_instant();
-}
-
 [[noreturn]] void fail_race(const char* access, const char* name, int64_t index, const Instant& other,
                             const Where& where) {
   char actor[64] = "an asynchronous copy that was not waited for";
@@ -43,6 +33,26 @@ size_t dynamic_bytes = 0;
 }  // namespace
 
 void SharedStorage::Free::operator()(void* memory) const { std::free(memory); }
+
+// What happened before the current access is implied by it. The others are only looked through before they would need
+// more memory: each time would take the square of the number of threads where all of them read an element.
+void SharedStorage::Accesses::add_current() {
+  if (!has_happened(latest)) {
+    if (others == nullptr) others = std::make_unique<std::vector<Instant>>();
+    if (others->size() == others->capacity()) std::erase_if(*others, has_happened);
+    others->push_back(latest);
+  }
+  latest = current_instant();
+}
+
+const Instant* SharedStorage::Accesses::not_happened() const {
+  if (!has_happened(latest)) return &latest;
+  if (others == nullptr) return nullptr;
+  for (const Instant& other : *others) {
+    if (!has_happened(other)) return &other;
+  }
+  return nullptr;
+}
 
 SharedStorage::SharedStorage(const char* name, size_t element_bytes, int64_t count, size_t offset)
     : name_(name),
@@ -94,14 +104,15 @@ void SharedStorage::check_after_write(const char* access, int64_t index, const W
   if (!has_happened(write)) fail_race(access, name_, index, write, where);
 }
 
+void SharedStorage::check_after(const Accesses& others, const char* access, int64_t index, const Where& where) const {
+  const Instant* const other = others.not_happened();
+  if (other != nullptr) fail_race(access, name_, index, *other, where);
+}
+
 void SharedStorage::check_after_all(const char* access, int64_t index, const Where& where) const {
   check_after_write(access, index, where);
-  const Element& element = elements_[index];
-  if (!has_happened(element.read)) fail_race(access, name_, index, element.read, where);
-  if (element.reads == nullptr) return;
-  for (const Instant& read : *element.reads) {
-    if (!has_happened(read)) fail_race(access, name_, index, read, where);
-  }
+  check_after(elements_[index].reads, access, index, where);
+  check_after(elements_[index].updates, access, index, where);
 }
 
 const void* SharedStorage::read(int64_t index, int64_t bytes, const Where& where) {
@@ -109,7 +120,8 @@ const void* SharedStorage::read(int64_t index, int64_t bytes, const Where& where
   const Range range = begin_access(index, bytes, where);
   for (int64_t i = range.begin; i < range.end; ++i) {
     check_after_write("read", i, where);
-    note_read(elements_[i].read, elements_[i].reads);
+    check_after(elements_[i].updates, "read", i, where);
+    elements_[i].reads.add_current();
   }
   return address(index);
 }
@@ -120,6 +132,17 @@ void* SharedStorage::write(int64_t index, int64_t bytes, const Where& where) {
   for (int64_t i = range.begin; i < range.end; ++i) {
     check_after_all("write", i, where);
     elements_[i].restart(current_instant(), false);
+  }
+  return address(index);
+}
+
+void* SharedStorage::update(int64_t index, int64_t bytes, const Where& where) {
+  const EmulatorSection section;
+  const Range range = begin_access(index, bytes, where);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    check_after_write("atomic operation", i, where);
+    check_after(elements_[i].reads, "atomic operation", i, where);
+    elements_[i].updates.add_current();
   }
   return address(index);
 }
@@ -145,6 +168,7 @@ const void* SharedStorage::read_by_async_proxy(int64_t index, int64_t bytes, con
   const Range range = begin_access(index, bytes, where);
   for (int64_t i = range.begin; i < range.end; ++i) {
     check_after_write("asynchronous read", i, where);
+    check_after(elements_[i].updates, "asynchronous read", i, where);
     if (!is_fenced(elements_[i].write)) {
       char message[256];
       std::snprintf(message, sizeof(message),
@@ -152,7 +176,7 @@ const void* SharedStorage::read_by_async_proxy(int64_t index, int64_t bytes, con
                     static_cast<long long>(i));
       fail(message, where);
     }
-    note_read(elements_[i].read, elements_[i].reads);
+    elements_[i].reads.add_current();
   }
   return address(index);
 }

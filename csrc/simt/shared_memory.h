@@ -20,6 +20,8 @@ class SharedStorage {
   // Check and note an access to `bytes` bytes, whole elements from `index` on; return the address of the first.
   const void* read(int64_t index, int64_t bytes, const Where& where);
   void* write(int64_t index, int64_t bytes, const Where& where);
+  // The same for an atomic operation, which other ones do not disturb.
+  void* update(int64_t index, int64_t bytes, const Where& where);
 
   // The same for a write that an asynchronous copy will make. Until land() the elements may not be accessed; from then
   // on they count as written at the `instant`.
@@ -34,16 +36,22 @@ class SharedStorage {
   int64_t shared_offset(int64_t index) const { return offset_ + index * element_bytes_; }
 
  private:
+  struct Accesses {
+    Instant latest;
+    std::unique_ptr<std::vector<Instant>> others;  // earlier ones that did not happen before it
+
+    void add_current();
+    const Instant* not_happened() const;  // one of them, or null
+  };
   struct Element {
     Instant write;
-    Instant read;                                 // the latest
-    std::unique_ptr<std::vector<Instant>> reads;  // earlier ones that did not happen before it
+    Accesses reads, updates;  // since the write
     bool in_flight = false;
 
     void restart(const Instant& written, bool copying) {
       write = written;
-      read = Instant{};
-      reads.reset();
+      reads = Accesses{};
+      updates = Accesses{};
       in_flight = copying;
     }
   };
@@ -57,6 +65,7 @@ class SharedStorage {
   Range begin_access(int64_t index, int64_t bytes, const Where& where);
   void check_landed(int64_t index, const Where& where) const;
   void check_after_write(const char* access, int64_t index, const Where& where) const;
+  void check_after(const Accesses& others, const char* access, int64_t index, const Where& where) const;
   void check_after_all(const char* access, int64_t index, const Where& where) const;
   void reset_for_new_block();
   char* address(int64_t index) const { return bytes_.get() + index * element_bytes_; }

@@ -62,6 +62,17 @@ __global__ void swap_through_regions(float* out) {
   out[threadIdx.x] = (first + 1)[62 - static_cast<int>(threadIdx.x)] + static_cast<float>(second[threadIdx.x]);
 }
 
+// Sums the threads' numbers; the barriers keep its atomic additions apart from other accesses.
+template <bool kBefore, bool kAfter>
+__global__ void add_atomically(float* out) {
+  SIMT_SHARED(uint32_t, sum, 1);
+  if (threadIdx.x == 0) sum[0] = 0;
+  if (kBefore) __syncthreads();
+  simt::atomic_add(sum + 0, threadIdx.x);
+  if (kAfter) __syncthreads();
+  out[threadIdx.x] = static_cast<float>(sum[0]);
+}
+
 __global__ void half_block_waits() {
   if (threadIdx.x < 32) __syncthreads();
 }
@@ -170,6 +181,8 @@ void check_right_kernels() {
     for (int i = 0; i < 32; ++i) expect(out[i] == in[31 - i], "reverse_in_warp");
     simt::launch(sum_lanes, dim3(1), dim3(64), nullptr, lanes.data());
     for (int i = 0; i < 64; ++i) expect(lanes[i] == 496.0f, "warp_sum");
+    simt::launch(add_atomically<true, true>, dim3(2), dim3(64), nullptr, lanes.data());
+    for (int i = 0; i < 64; ++i) expect(lanes[i] == 2016.0f, "add_atomically");
     simt::launch(read_unwritten, dim3(1), dim3(32), nullptr, out.data());
     for (int i = 0; i < 32; ++i) expect(out[i] != out[i], "unwritten shared memory is NaN");
     simt::launch_shared(swap_through_regions<64>, dim3(2), dim3(64), 768, nullptr, lanes.data());
@@ -212,6 +225,8 @@ void check_wrong_kernels() {
   expect_error("race: ", [&] { simt::launch(reverse_without_barrier, one, three_warps, nullptr, a, o); });
   expect_error("race: ", [&] { simt::launch(reverse_in_warp<false>, one, warp, nullptr, a, o); });
   expect_error("race: ", [&] { simt::launch(store_after_read, one, two_warps, nullptr, o); });
+  expect_error("race: ", [&] { simt::launch(add_atomically<false, true>, one, two_warps, nullptr, o); });
+  expect_error("race: ", [&] { simt::launch(add_atomically<true, false>, one, two_warps, nullptr, o); });
   expect_error("index 32 is outside the shared array tile of 32",
                [&] { simt::launch(index_past_end, one, warp, nullptr, o); });
   const auto regions = [&](auto kernel, size_t bytes) {

@@ -1,5 +1,5 @@
 // sample under the emulator: the tokens of a float64 reference, and their distribution.
-// Cases: float32 float16 bfloat16 distribution rows launcher
+// Cases: float32 float16 bfloat16 vocabularies distribution equals rows launcher
 #include "cuda/sample.cuh"
 
 #include <algorithm>
@@ -32,10 +32,10 @@ std::string name_of(int64_t B, int64_t V, const Options& o) {
          std::to_string(o.min_p);
 }
 
-// (seed, counter) for each row.
-void fill_streams(const GlobalBuffer<int64_t>& rng) {
+// (seed, counter) for each row, others for every `batch`.
+void fill_streams(const GlobalBuffer<int64_t>& rng, int batch) {
   for (size_t i = 0; i < rng.size(); i += 2) {
-    rng[i] = static_cast<int64_t>(i * 0x9E3779B97F4A7C15ull);
+    rng[i] = static_cast<int64_t>((i + batch) * 0x9E3779B97F4A7C15ull);
     rng[i + 1] = static_cast<int64_t>(i / 2 + (uint64_t{1} << 33));
   }
 }
@@ -49,6 +49,7 @@ std::vector<int64_t> sampled(const GlobalBuffer<T>& logits, const GlobalBuffer<i
   const GlobalBuffer<double> block_scores(B * blocks);
   const GlobalBuffer<uint64_t> histograms(B * levels * kSampleBins);
   const GlobalBuffer<SampleRange> ranges(B * levels);
+  const GlobalBuffer<uint32_t> arrivals(B);
   const SampleParams params{logits.data(),
                             rng.data(),
                             token.data(),
@@ -57,6 +58,7 @@ std::vector<int64_t> sampled(const GlobalBuffer<T>& logits, const GlobalBuffer<i
                             block_tokens.data(),
                             histograms.data(),
                             ranges.data(),
+                            arrivals.data(),
                             B,
                             V,
                             o.temperature,
@@ -67,6 +69,7 @@ std::vector<int64_t> sampled(const GlobalBuffer<T>& logits, const GlobalBuffer<i
   token.check();
   histograms.check();
   ranges.check();
+  arrivals.check();
   return {token.data(), token.data() + B};
 }
 
@@ -115,7 +118,7 @@ void check_tokens(int64_t B, int64_t V, const Options& o, int seeds) {
   fill_random(logits, 1.0, generator, 2.5);
   if (V > 40) logits[17] = simt::from_float<T>(-INFINITY);
   const GlobalBuffer<int64_t> rng(2 * B);
-  fill_streams(rng);
+  fill_streams(rng, 0);
   std::vector<int64_t> want(B);
   for (int64_t b = 0; b < B; ++b) {
     std::vector<float> z(V);
@@ -149,7 +152,28 @@ void check_dtype(int seeds) {
   check_tokens<T>(2, 5003, {0.8f, 50, 0.95, 0.01}, seeds);
   for (const int64_t V : {1, 2, 31, 255, 256, 257, 2047, 2048, 2049}) check_tokens<T>(2, V, {1.0f, 20, 0.9}, seeds);
   check_tokens<T>(1, 40009, {0.9f, 200, 0.9, 0.001}, seeds);
-  if (sizeof(T) == 4) check_tokens<T>(1, 600000, {0.9f, 0, 0.9}, seeds);  // more than 2048 tokens a block
+}
+
+// Persimmon's vocabulary, and one for which the blocks of a row have more than one round.
+void check_vocabularies(int) {
+  check_tokens<float>(1, 262144, {0.8f, 50, 0.95, 0.01}, 1);
+  check_tokens<simt::bf16>(1, 262144, {1.0f}, 1);
+  check_tokens<float>(1, 600000, {0.9f, 0, 0.9}, 1);
+}
+
+// A token of each row of logits that are all the same: every token is in the same bin, and none is kept without the
+// others.
+void check_equals(int seeds) {
+  constexpr int64_t kRows = 2, kTokens = 5000;
+  const GlobalBuffer<float> logits(kRows * kTokens);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = -3.0f;
+  const GlobalBuffer<int64_t> rng(2 * kRows);
+  fill_streams(rng, 0);
+  const std::vector<int64_t> want = sampled(logits, rng, kRows, kTokens, {1.0f});
+  for (int seed = 0; seed < seeds; ++seed) {
+    simt::set_seed(seed);
+    expect(sampled(logits, rng, kRows, kTokens, {1.0f, 7, 0.5, 0.1}) == want, "equal logits are kept together");
+  }
 }
 
 // Equal logits at the thresholds, the first of equals, and rows without a token.
@@ -163,7 +187,7 @@ void check_rows(int) {
                             {0, 0, 0, 0}};
   std::memcpy(logits.data(), rows, sizeof(rows));
   const GlobalBuffer<int64_t> rng(2 * 6);
-  fill_streams(rng);
+  fill_streams(rng, 0);
   for (const Options& o : {Options{0.0f}, Options{1.0f, 1}, Options{1.0f, 0, 0.5}, Options{1.0f, 2, 0.3, 0.9}}) {
     const std::vector<int64_t> token = sampled(logits, rng, 6, 4, o);
     expect(token[0] == 1 || (o.temperature > 0.0f && token[0] == 2), "the highest logits, " + name_of(6, 4, o));
@@ -173,38 +197,75 @@ void check_rows(int) {
   }
 }
 
-// Chi-square of 300 draws against the softmax of what the filters keep.
-void check_distribution(int) {
-  constexpr int64_t kRows = 300, kTokens = 7;
-  const GlobalBuffer<float> logits(kRows * kTokens);
-  for (int64_t i = 0; i < kRows * kTokens; ++i) logits[i] = 0.3f * static_cast<float>(i % kTokens * 3 % kTokens);
-  const GlobalBuffer<int64_t> rng(2 * kRows);
-  fill_streams(rng);
-  for (const Options& o : {Options{1.0f}, Options{1.5f, 5}}) {
-    std::vector<float> z(kTokens);
-    for (int64_t i = 0; i < kTokens; ++i) z[i] = (logits[i] - 1.8f) / o.temperature;
-    const std::vector<bool> keep = kept(z, o);
-    std::vector<double> expected(kTokens);
-    for (int64_t i = 0; i < kTokens; ++i) expected[i] = keep[i] ? std::exp(double{z[i]}) : 0.0;
-    const double total = std::accumulate(expected.begin(), expected.end(), 0.0);
-    std::vector<double> drawn(kTokens);
-    for (const int64_t token : sampled(logits, rng, kRows, kTokens, o)) drawn[token] += 1.0;
-    double chi_square = 0.0;
-    for (int64_t i = 0; i < kTokens; ++i) {
-      expected[i] *= kRows / total;
-      if (expected[i] > 0.0) {
-        chi_square += (drawn[i] - expected[i]) * (drawn[i] - expected[i]) / expected[i];
-      } else {
-        expect(drawn[i] == 0.0, "a token was drawn that a filter drops, " + name_of(kRows, kTokens, o));
-      }
-    }
-    expect(chi_square < 22.5,
-           "chi-square " + std::to_string(chi_square) + ", " + name_of(kRows, kTokens, o));  // p 0.001
+// The probability of each token under the filters, in float64.
+std::vector<double> distribution(const std::vector<float>& logits, const Options& o) {
+  const auto V = static_cast<int64_t>(logits.size());
+  const double top = *std::max_element(logits.begin(), logits.end());
+  std::vector<double> mass(V);
+  for (int64_t i = 0; i < V; ++i) mass[i] = std::exp((logits[i] - top) / o.temperature);
+  std::vector<int64_t> order(V);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return mass[a] > mass[b]; });
+  int64_t count = o.top_k > 0 ? std::min(o.top_k, V) : V;
+  double total = 0.0, sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += mass[order[i]];
+  for (int64_t i = 0; i < count && o.top_p < 1.0; ++i) {
+    sum += mass[order[i]];
+    if (sum >= o.top_p * total) count = i + 1;
   }
+  while (mass[order[count - 1]] < o.min_p) --count;  // the likeliest token has mass 1
+  total = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += mass[order[i]];
+  std::vector<double> probability(V);
+  for (int64_t i = 0; i < count; ++i) probability[order[i]] = mass[order[i]] / total;
+  return probability;
+}
+
+// Chi-square of `draws` draws for each schedule. A cell is a token, or as many neighbours as have 5 expected draws.
+void check_draws(int64_t V, const Options& o, int64_t draws, int seeds) {
+  std::mt19937 generator(static_cast<unsigned>(V));
+  std::normal_distribution<float> normal(0.0f, 1.5f);
+  std::vector<float> row(V);
+  for (float& logit : row) logit = normal(generator);
+  const GlobalBuffer<float> logits(draws * V);
+  for (int64_t i = 0; i < draws * V; ++i) logits[i] = row[i % V];
+  std::vector<double> drawn(V);
+  for (int seed = 0; seed < seeds; ++seed) {
+    const GlobalBuffer<int64_t> rng(2 * draws);
+    fill_streams(rng, seed);
+    simt::set_seed(seed);
+    for (const int64_t token : sampled(logits, rng, draws, V, o)) drawn[token] += 1.0;
+  }
+  const std::vector<double> probability = distribution(row, o);
+  double chi_square = 0.0, got = 0.0, expected = 0.0;
+  int cells = 0;
+  for (int64_t i = 0; i < V; ++i) {
+    expect(probability[i] > 0.0 || drawn[i] == 0.0, "a token was drawn that a filter drops, " + name_of(draws, V, o));
+    got += drawn[i];
+    expected += probability[i] * static_cast<double>(draws * seeds);
+    if (expected < 5.0) continue;
+    chi_square += (got - expected) * (got - expected) / expected;
+    got = expected = 0.0;
+    ++cells;
+  }
+  const double freedom = cells - 1, spread = 2.0 / (9.0 * freedom);
+  const double limit = freedom * std::pow(1.0 - spread + 3.09 * std::sqrt(spread), 3.0);  // p 0.001 (Wilson, Hilferty)
+  const std::string what = std::to_string(cells) + " cells, " + name_of(draws, V, o);
+  expect(cells > 20, "too few draws for a test: " + what);
+  expect(chi_square < limit, "chi-square " + std::to_string(chi_square) + ", " + what);
+}
+
+void check_distribution(int seeds) {
+  check_draws(1000, {0.9f, 300, 0.9, 0.005}, 250, seeds);
+  check_draws(1000, {1.2f, 0, 0.8}, 250, seeds);
+  check_draws(2500, {0.7f}, 250, seeds);
 }
 
 void check_launcher(int) {
-  SampleParams params{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 8, 1.0f, 0, 1.0, 0.0};
+  SampleParams params{};
+  params.V = 8;
+  params.temperature = 1.0f;
+  params.top_p = 1.0;
   const auto launch = [&] { return launch_sample(params, simt::Dtype::kFloat32, nullptr); };
   expect(launch() == cudaSuccess, "no rows: nothing to do");
   params.top_p = 0.0;
@@ -213,7 +274,7 @@ void check_launcher(int) {
   params.V = 0;
   expect(launch() == cudaErrorInvalidValue, "no tokens to choose from");
   expect(sample_blocks(262144) == 128 && sample_blocks(1 << 30) == 256, "2048 tokens a block, 256 blocks at most");
-  expect(sample_levels(100, 100, 1.0) == 0 && sample_levels(100, 99, 0.5) == 8, "four levels a filter that filters");
+  expect(sample_levels(100, 100, 1.0) == 0 && sample_levels(100, 99, 0.5) == 6, "three levels a filter that filters");
 }
 
 }  // namespace
@@ -223,7 +284,9 @@ int main(int argc, char** argv) {
                           {{"float32", check_dtype<float>},
                            {"float16", check_dtype<simt::fp16>},
                            {"bfloat16", check_dtype<simt::bf16>},
+                           {"vocabularies", check_vocabularies},
                            {"distribution", check_distribution},
+                           {"equals", check_equals},
                            {"rows", check_rows},
                            {"launcher", check_launcher}});
 }

@@ -29,6 +29,7 @@ at::Tensor sample(const at::Tensor& logits_, const at::Tensor& rng_, double temp
   const at::Tensor histograms = at::empty({B, levels, kSampleBins}, rng.options());
   const at::Tensor ranges =
       at::empty({B, levels, static_cast<int64_t>(sizeof(SampleRange) / sizeof(int64_t))}, rng.options());
+  const at::Tensor arrivals = at::empty({B}, rng.options().dtype(at::kInt));
   const SampleParams params{
       .logits = logits.const_data_ptr(),
       .rng = rng.const_data_ptr<int64_t>(),
@@ -38,6 +39,7 @@ at::Tensor sample(const at::Tensor& logits_, const at::Tensor& rng_, double temp
       .block_tokens = block_tokens.mutable_data_ptr<int64_t>(),
       .histograms = static_cast<uint64_t*>(histograms.mutable_data_ptr()),
       .ranges = static_cast<SampleRange*>(ranges.mutable_data_ptr()),
+      .arrivals = static_cast<uint32_t*>(arrivals.mutable_data_ptr()),
       .B = B,
       .V = V,
       .temperature = sample_divisor(temperature),
