@@ -70,15 +70,19 @@ SIMT_DEVICE void multiply_block(const TensorMap& a_map, const TensorMap& b_map, 
     const auto a = simt::swizzled_tile(a_tiles + stage * kTileElements);
     const auto b = simt::swizzled_tile(b_tiles + stage * 2 * kTileElements);
     if (kBug != Bug::kNoWgmmaFence) simt::wgmma_fence();
+#pragma unroll
     for (int k = 0; k < 64; k += 16) {
       if (kBug != Bug::kHalfWarpMultiplies || lane < 16) simt::wgmma_by_rows(T{}, d, a, b, k, tile > 0 || k > 0);
     }
     simt::wgmma_commit();
     if (kBug == Bug::kArrivesBeforeProductsAreDone && lane == 0) simt::mbarrier_arrive(empty + stage);
     if (kBug != Bug::kNoWgmmaWait) simt::wgmma_wait<0>();
+    simt::wgmma_pin(d);
     if (kBug != Bug::kArrivesBeforeProductsAreDone && lane == 0) simt::mbarrier_arrive(empty + stage);
   }
+#pragma unroll
   for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       out[(warp * 16 + lane / 4 + i / 2 * 8) * kColumns + n * 8 + lane % 4 * 2 + i % 2] = d[n][i];
     }
@@ -105,13 +109,16 @@ SIMT_DEVICE void multiply_registers_block(const T* a, const T* b, float* out) {
   if (kBug != TileBug::kNoProxyFence) simt::fence_async_proxy();
   if (kBug != TileBug::kNoBarrier) __syncthreads();
   uint32_t left[4][4];
+#pragma unroll
   for (int k = 0; k < 4; ++k) {
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       const T* const pair = a + (warp * 16 + lane / 4 + i % 2 * 8) * 64 + k * 16 + lane % 4 * 2 + i / 2 * 8;
       left[k][i] = simt::pack2<T>(simt::to_float(pair[0]), simt::to_float(pair[1]));
     }
   }
   float d[8][4] = {};
+#pragma unroll
   for (int k = 0; k < 4; ++k) {
     simt::wgmma_fence();
     simt::wgmma_by_columns(T{}, d, left[k], simt::swizzled_tile(tile), k * 16);
@@ -120,7 +127,10 @@ SIMT_DEVICE void multiply_registers_block(const T* a, const T* b, float* out) {
     simt::wgmma_wait<1>();
   }
   simt::wgmma_wait<0>();
+  simt::wgmma_pin(d);
+#pragma unroll
   for (int n = 0; n < 8; ++n) {
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       out[(warp * 16 + lane / 4 + i / 2 * 8) * 64 + n * 8 + lane % 4 * 2 + i % 2] = d[n][i];
     }
