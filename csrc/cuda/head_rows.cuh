@@ -1,5 +1,6 @@
 // Rows of one attention head: kHeadDim elements that belong to kLanes consecutive lanes of a warp, 16 bytes a lane.
 // LayerNorm over a row and the rotary embedding of its first kRotaryDim elements, in pairs (i, i + kRotaryDim / 2).
+// Multiply-adds are written out, so that a row gets the same bits in every kernel: in a prompt and in a decode step.
 #pragma once
 #include "../simt/simt.h"
 #include "head_dim.cuh"
@@ -32,8 +33,8 @@ SIMT_DEVICE HeadStatistics head_statistics(const typename HeadRow<T>::Values& x,
   for (int j = 0; j < HeadRow<T>::kWidth; ++j) sum += x[j];
   const float mean = head_sum<T>(sum) / kHeadDim;
 #pragma unroll
-  for (int j = 0; j < HeadRow<T>::kWidth; ++j) squares += (x[j] - mean) * (x[j] - mean);
-  return {mean, rsqrtf(head_sum<T>(squares) / kHeadDim + eps)};
+  for (int j = 0; j < HeadRow<T>::kWidth; ++j) squares = fmaf(x[j] - mean, x[j] - mean, squares);
+  return {mean, rsqrtf(fmaf(head_sum<T>(squares), 1.0f / kHeadDim, eps))};
 }
 
 // x = LayerNorm(x); weight and bias [kHeadDim]; `lane` is the lane's place in the row.
@@ -44,7 +45,7 @@ SIMT_DEVICE void head_norm(typename HeadRow<T>::Values& x, const T* weight, cons
   simt::unpack_vector<T>(simt::load16(weight + lane * HeadRow<T>::kWidth), w);
   simt::unpack_vector<T>(simt::load16(bias + lane * HeadRow<T>::kWidth), b);
 #pragma unroll
-  for (int j = 0; j < HeadRow<T>::kWidth; ++j) x[j] = (x[j] - mean) * scale * w[j] + b[j];
+  for (int j = 0; j < HeadRow<T>::kWidth; ++j) x[j] = fmaf((x[j] - mean) * scale, w[j], b[j]);
 }
 
 // Rotates a row by the angles whose cosines and sines are given, [kRotaryDim / 2] each; direction -1 rotates back. All
@@ -64,7 +65,7 @@ SIMT_DEVICE void head_rotate(typename HeadRow<T>::Values& x, const float* cos, c
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float other = __shfl_xor_sync(~0u, x[j + i], Row::kRotaryLanes / 2);
-      if (lane < Row::kRotaryLanes) x[j + i] = x[j + i] * c[i] + sign * other * s[i];
+      if (lane < Row::kRotaryLanes) x[j + i] = fmaf(x[j + i], c[i], sign * other * s[i]);
     }
   }
 }

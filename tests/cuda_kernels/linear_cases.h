@@ -69,12 +69,15 @@ void check_linear(LinearLauncher launch, const Weight& weight, const ProductShap
   }
   // A row alone gives the bits that it gives among others.
   const simt::GlobalBuffer<T> row(s.N);
-  persimmon::cuda::LinearParams alone = linear_params(product, weight, product.x.data(), row.data());
-  alone.M = 1;
-  expect(launch(alone, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
-  row.check();
-  expect(std::memcmp(row.data(), first.data(), s.N * sizeof(T)) == 0,
-         "the bits depend on the number of rows: " + name_of(s, 0));
+  for (int64_t m = 0; m < s.M; ++m) {
+    persimmon::cuda::LinearParams alone = linear_params(product, weight, product.x.data() + m * s.K, row.data());
+    if (alone.residual != nullptr) alone.residual = product.residual.data() + m * s.N;
+    alone.M = 1;
+    expect(launch(alone, Format<T>::kDtype, nullptr) == cudaSuccess, "the launch failed");
+    row.check();
+    expect(std::memcmp(row.data(), first.data() + m * s.N, s.N * sizeof(T)) == 0,
+           "the bits of row " + std::to_string(m) + " depend on the number of rows: " + name_of(s, 0));
+  }
 }
 
 // Every number of rows; N and K around the kernel's tiles. K comes in units of `unit` columns; `make(N, K, generator)`
