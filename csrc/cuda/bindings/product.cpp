@@ -14,7 +14,16 @@ namespace {
 
 const float* floats_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
 
-// y = act(y) + residual in place, after a matrix product that has added the bias.
+// y [M, n] = x W^T + bias [n], rounded once; any strides of y's rows, W [n, K] of any strides.
+void multiply(at::Tensor y, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (bias.defined()) {
+    at::addmm_out(y, bias, x, weight.t());
+  } else {
+    at::mm_out(y, x, weight.t());
+  }
+}
+
+// y = act(y) + residual in place, after a matrix product that has added the bias; each of the two rounds again.
 void apply_epilogue(const Product& p) {
   if (p.relu2 && p.y.numel() > 0) {
     void* const y = p.y.mutable_data_ptr();
@@ -103,12 +112,7 @@ void streamed_product(SparseLauncher launch, const Product& p, const at::Tensor&
 }
 
 void dense_product(const Product& p, const at::Tensor& weight) {
-  at::Tensor y = p.y2d();
-  if (p.bias.defined()) {
-    at::addmm_out(y, p.bias, p.x, weight.t());
-  } else {
-    at::mm_out(y, p.x, weight.t());
-  }
+  multiply(p.y2d(), p.x, weight, p.bias);
   apply_epilogue(p);
 }
 
@@ -118,9 +122,7 @@ void tiled_product(const Product& p, const std::function<at::Tensor(int64_t n, i
   const int64_t tile_rows = std::clamp<int64_t>(rows_that_fit, 64, kTileElements);
   for (int64_t n = 0; n < p.N; n += tile_rows) {
     const int64_t rows = std::min(tile_rows, p.N - n);
-    at::Tensor y = at::mm(p.x, tile(n, rows).t());
-    if (p.bias.defined()) y.add_(p.bias.narrow(0, n, rows));
-    p.y2d().narrow(1, n, rows).copy_(y);
+    multiply(p.y2d().narrow(1, n, rows), p.x, tile(n, rows), p.bias.defined() ? p.bias.narrow(0, n, rows) : p.bias);
   }
   apply_epilogue(p);
 }

@@ -52,7 +52,8 @@ void few_rows_product(LinearLauncher launch, const Product& p, const at::Tensor&
 void streamed_product(SparseLauncher launch, const Product& p, const at::Tensor& weight, const at::Tensor& scale,
                       int weight_bits, bool all_rows, const char* op);
 
-// Any number of rows: torch's matrix product, then what is left of the epilogue. weight [N, K] of any strides.
+// Any number of rows: torch's matrix product, which adds the bias before it rounds, then squared ReLU and residual,
+// each of which rounds again. weight [N, K] of any strides.
 void dense_product(const Product& p, const at::Tensor& weight);
 
 // The same for a weight that is only ever converted a bounded tile at a time: tile(n, rows) returns its rows
