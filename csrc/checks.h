@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <initializer_list>
 #include <optional>
 
@@ -60,6 +61,11 @@ inline void check_like(const at::Tensor& t, const char* name, const at::Tensor& 
   TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type(), name, " must have ", x_name, "'s dtype ",
                    dtype_name(x.scalar_type()), ", got ", dtype_name(t.scalar_type()), ".");
   check_shape(t, name, shape);
+}
+
+// What a norm adds to the variance.
+inline void check_eps(double eps) {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0.0, "eps must be finite and not negative, got ", eps, ".");
 }
 
 }  // namespace persimmon

@@ -2,8 +2,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <cmath>
-
 #include "checks.h"
 
 namespace persimmon {
@@ -48,8 +46,7 @@ void check_norm(const at::Tensor& x, const Norm& norm) {
   TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
   check_like(norm.weight, "norm_weight", x, "x", {x.size(-1)});
   check_like(norm.bias, "norm_bias", x, "x", {x.size(-1)});
-  TORCH_CHECK_VALUE(std::isfinite(norm.eps) && norm.eps >= 0.0, "eps must be finite and not negative, got ", norm.eps,
-                    ".");
+  check_eps(norm.eps);
 }
 
 void check_scale(const Weights& weights, const char* name) {

@@ -36,4 +36,27 @@ at::Tensor composed_norm_linear(const at::Tensor& x, const Norm& norm, const Wei
 // x + max(layer_norm(x) up^T + up_bias, 0)^2 down^T + down_bias; down as sparse_linear and its quantised forms have it.
 at::Tensor composed_norm_mlp(const at::Tensor& x, const Norm& norm, const Weights& up, const Weights& down);
 
+// The ops as a device registers them, from what it makes of checked operands.
+using OptionalWeight = std::optional<at::Tensor>;
+
+template <at::Tensor (*product)(const at::Tensor& x, const Norm& norm, const Weights& weights)>
+at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps,
+                       const at::Tensor& weight, const OptionalWeight& scale, const OptionalWeight& bias) {
+  const Norm norm{norm_weight, norm_bias, eps};
+  const Weights weights{weight, scale, bias};
+  check_norm(x, norm);
+  check_scale(weights, "weight");
+  return product(x, norm, weights);
+}
+
+template <at::Tensor (*mlp)(const at::Tensor& x, const Norm& norm, const Weights& up, const Weights& down)>
+at::Tensor norm_mlp(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps,
+                    const at::Tensor& up_weight, const OptionalWeight& up_scale, const OptionalWeight& up_bias,
+                    const at::Tensor& down_weight, const OptionalWeight& down_scale, const OptionalWeight& down_bias) {
+  const Norm norm{norm_weight, norm_bias, eps};
+  const Weights up{up_weight, up_scale, up_bias}, down{down_weight, down_scale, down_bias};
+  check_mlp(x, norm, up, down);
+  return mlp(x, norm, up, down);
+}
+
 }  // namespace persimmon

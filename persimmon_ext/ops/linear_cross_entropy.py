@@ -16,7 +16,10 @@ _ops = torch.ops.persimmon_ext
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
-    """Per-row cross entropy of the logits hidden W^T, in float32, by tiles of the vocabulary.
+    """Per-row cross entropy of the logits hidden W^T, by tiles of the vocabulary.
+
+    A tile's logits are those of a matrix product in `hidden`'s dtype; maximum, sum and loss are float32. In the
+    gradients a tile's product is rounded to that dtype, and tiles are added in float32.
 
     Args:
         hidden: [N, C].

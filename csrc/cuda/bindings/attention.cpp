@@ -2,7 +2,6 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -33,7 +32,7 @@ bool is_hopper(const at::Tensor& t) {
 
 // The Hopper kernel where it takes the tensors, otherwise that for sm_80 and later.
 cudaError_t launch_for_device(const AttentionParams& params, simt::Dtype dtype, const at::Tensor& q) {
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  const cudaStream_t stream = current_stream();
   if (is_hopper(q)) {
     const cudaError_t error = launch_attention_hopper(params, dtype, stream);
     if (error != cudaErrorNotSupported) return error;
@@ -47,6 +46,7 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
                                              const std::optional<at::Tensor>& length,
                                              const std::optional<at::Tensor>& offset, double scale) {
   const c10::cuda::CUDAGuard guard(q.device());
+  check_score_scale(scale);
   const AttentionArguments arguments = attention_arguments(q, k, v, start, length, offset);
   const int64_t B = q.size(0), H = q.size(1), T = q.size(2);
   const at::Tensor out = at::empty({B, T, H, kHeadDim}, q.options());
@@ -75,7 +75,7 @@ AttentionRange AttentionArguments::range() const { return {data_of(start), data_
 AttentionArguments attention_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                        const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
                                        const std::optional<at::Tensor>& offset) {
-  constexpr int64_t kMaxGrid = 65535, kMaxRows = int64_t{1} << 29;
+  constexpr int64_t kMaxRows = int64_t{1} << 29;
   const simt::Dtype dtype = dtype_of(q, "q");
   TORCH_CHECK_TYPE(dtype != simt::Dtype::kFloat32, "q must be bfloat16 or float16 on CUDA, got float32.");
   check_dim(q, "q", 4);
@@ -84,8 +84,8 @@ AttentionArguments attention_arguments(const at::Tensor& q, const at::Tensor& k,
                     q.sizes(), ".");
   check_like(k, "k", q, "q", {q.size(0), q.size(1), k.size(2), kHeadDim});
   check_like(v, "v", q, "q", k.sizes());
-  TORCH_CHECK_VALUE(q.size(0) <= kMaxGrid && q.size(1) <= kMaxGrid, "q must have at most ", kMaxGrid,
-                    " sequences and heads, got shape ", q.sizes(), ".");
+  check_grid(q.size(0), "sequences", q, "q");
+  check_grid(q.size(1), "heads", q, "q");
   TORCH_CHECK_VALUE(q.size(2) <= kMaxRows && k.size(2) <= kMaxRows, "q and k must have at most ", kMaxRows,
                     " positions, got shapes ", q.sizes(), " and ", k.sizes(), ".");
   return {with_aligned_rows(q),

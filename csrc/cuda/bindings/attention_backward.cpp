@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -19,6 +18,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
     const at::Tensor& lse_, const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
     const std::optional<at::Tensor>& offset, double scale) {
   const c10::cuda::CUDAGuard guard(q.device());
+  check_score_scale(scale);
   const AttentionArguments arguments = attention_arguments(q, k, v, start, length, offset);
   const int64_t B = q.size(0), H = q.size(1), T = q.size(2), D = q.size(3);
   check_like(dout_, "dout", q, "q", {B, T, H, D});
@@ -48,8 +48,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
       .keys = arguments.keys(),
       .scale = static_cast<float>(scale),
   };
-  check_launch(launch_attention_backward(params, arguments.dtype, c10::cuda::getCurrentCUDAStream().stream()),
-               "attention_backward", q, "q");
+  check_launch(launch_attention_backward(params, arguments.dtype, current_stream()), "attention_backward", q, "q");
   return {dq, dk, dv};
 }
 

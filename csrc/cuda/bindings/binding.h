@@ -27,8 +27,16 @@ inline simt::Dtype dtype_of(const at::Tensor& t, const char* name) {
   }
 }
 
-inline void check_eps(double eps) {
-  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0.0, "eps must be finite and not negative, got ", eps, ".");
+// Of attention's scores.
+inline void check_score_scale(double scale) {
+  TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be finite, got ", scale, ".");
+}
+
+// For what a kernel's grid has in its second or third dimension.
+inline void check_grid(int64_t count, const char* counted, const at::Tensor& x, const char* name) {
+  constexpr int64_t kMaxGrid = 65535;
+  TORCH_CHECK_VALUE(count <= kMaxGrid, name, " must have at most ", kMaxGrid, " ", counted,
+                    " on a CUDA device, got shape ", x.sizes(), ".");
 }
 
 inline const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }

@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <optional>
 
 #include "qk.h"
@@ -19,10 +18,12 @@ at::Tensor run(const char* op, Launcher launch, DecodeAttentionParams params, co
                const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots_,
                const std::optional<at::Tensor>& start_, double eps, double scale) {
   check_slots(slots_, qkv);  // their values are not looked at: that would wait for the device
-  TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be finite, got ", scale, ".");
+  check_score_scale(scale);
   const simt::Dtype dtype = dtype_of(qkv, "qkv");
   TORCH_CHECK_TYPE(dtype != simt::Dtype::kFloat32, "qkv must be bfloat16 or float16 on a CUDA device, got float32.");
   const int64_t B = qkv.size(0), T = qkv.size(1), H = qkv.size(2);
+  check_grid(B, "sequences", qkv, "qkv");
+  check_grid(H, "heads", qkv, "qkv");
   TORCH_CHECK_VALUE(T >= 1 && T <= kMaxDecodeTokens, op, " takes 1 to ", kMaxDecodeTokens, " new tokens, got ", T, ".");
   if (start_) {
     check_same_device(*start_, "start", qkv, "qkv");

@@ -86,8 +86,8 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy(const at::Tensor& hidden
   return {lse.sub(target).masked_fill_(labels.eq(ignore_index), 0), lse};
 }
 
-// Returns dhidden [N, C] and dweight [V, C]. dhidden, and a tile of dweight to which several blocks of rows add, are
-// summed in float32.
+// Returns dhidden [N, C] and dweight [V, C]. A tile's product is rounded to their dtype; the tiles of the vocabulary
+// that add to dhidden, and the blocks of rows that add to a tile of dweight, are added in float32.
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(const at::Tensor& dloss_, const at::Tensor& hidden_,
                                                                  const at::Tensor& weight, const at::Tensor& labels_,
                                                                  const at::Tensor& lse_, int64_t ignore_index) {

@@ -67,15 +67,10 @@ struct NormedProduct {
   LinearParams params;
 };
 
-at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps,
-                       const at::Tensor& weight, const OptionalTensor& scale, const OptionalTensor& bias) {
-  const Norm norm{norm_weight, norm_bias, eps};
-  const Weights weights{weight, scale, bias};
-  check_norm(x, norm);
-  check_scale(weights, "weight");
-  const Operand w = operand(x, weights, /*hidden_major=*/false);
+at::Tensor linear_behind_norm(const at::Tensor& x, const Norm& norm, const Weights& weights) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Product p = make_product(x, w.N, w.K, bias, {}, /*relu2=*/false);
+  const Operand w = operand(x, weights, /*hidden_major=*/false);
+  const Product p = make_product(x, w.N, w.K, weights.bias, {}, /*relu2=*/false);
   if (!p.has_few_rows() || !w.fits) return composed_norm_linear(x, norm, weights);
   const NormedProduct product(p, norm, w);
   check_launch(w.dense()(product.params, p.dtype, current_stream()), "norm_linear", x, "x");
@@ -84,18 +79,15 @@ at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, const
 
 // Two kernels: the first leaves the hidden units, the list of those that are not zero, and the second one's arrivals at
 // zero.
-at::Tensor norm_mlp(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps,
-                    const at::Tensor& up_weight, const OptionalTensor& up_scale, const OptionalTensor& up_bias,
-                    const at::Tensor& down_weight, const OptionalTensor& down_scale, const OptionalTensor& down_bias) {
-  const Norm norm{norm_weight, norm_bias, eps};
-  const Weights up_weights{up_weight, up_scale, up_bias}, down_weights{down_weight, down_scale, down_bias};
-  check_mlp(x, norm, up_weights, down_weights);
+at::Tensor mlp_behind_norm(const at::Tensor& x, const Norm& norm, const Weights& up_weights,
+                           const Weights& down_weights) {
+  const c10::cuda::CUDAGuard guard(x.device());
   const Operand up_operand = operand(x, up_weights, /*hidden_major=*/false);
   const Operand down_operand = operand(x, down_weights, /*hidden_major=*/true);
-  const c10::cuda::CUDAGuard guard(x.device());
-  const Product up = make_product(x, up_operand.N, up_operand.K, up_bias, {}, /*relu2=*/true);
-  const Product down = make_product(up.y, down_operand.N, down_operand.K, down_bias, x, /*relu2=*/false);
-  if (!up.has_few_rows() || !up_operand.fits || !down_operand.fits || down.K == 0) {
+  const Product up = make_product(x, up_operand.N, up_operand.K, up_weights.bias, {}, /*relu2=*/true);
+  const Product down = make_product(up.y, down_operand.N, down_operand.K, down_weights.bias, x, /*relu2=*/false);
+  const bool few_rows = up.has_few_rows() && down.has_few_rows();
+  if (!few_rows || !up_operand.fits || !down_operand.fits || down.K == 0) {
     return composed_norm_mlp(x, norm, up_weights, down_weights);
   }
 
@@ -119,6 +111,6 @@ at::Tensor norm_mlp(const at::Tensor& x, const at::Tensor& norm_weight, const at
 }  // namespace persimmon::cuda
 
 TORCH_LIBRARY_IMPL(persimmon_ext, CUDA, m) {
-  m.impl("norm_linear", TORCH_FN(persimmon::cuda::norm_linear));
-  m.impl("norm_mlp", TORCH_FN(persimmon::cuda::norm_mlp));
+  m.impl("norm_linear", persimmon::norm_linear<persimmon::cuda::linear_behind_norm>);
+  m.impl("norm_mlp", persimmon::norm_mlp<persimmon::cuda::mlp_behind_norm>);
 }

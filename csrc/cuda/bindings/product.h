@@ -27,8 +27,11 @@ struct Product {
   simt::Dtype dtype;
 
   at::Tensor y2d() const { return y.view({M, N}); }
-  // Whether the kernels for few rows take it: they are for 16-bit elements.
-  bool has_few_rows() const { return M <= kFewRows && dtype != simt::Dtype::kFloat32; }
+  // Whether the kernels for few rows take it: they are for 16-bit elements, and for sizes that their grids hold.
+  bool has_few_rows() const {
+    constexpr int64_t kMaxInputs = (1 << 24) - 1, kMaxOutputs = 1 << 30;
+    return M <= kFewRows && dtype != simt::Dtype::kFloat32 && K <= kMaxInputs && N <= kMaxOutputs;
+  }
 };
 
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,

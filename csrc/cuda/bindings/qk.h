@@ -65,8 +65,9 @@ struct QkvTensors {
 // The kernels write vectors of `bytes`.
 inline void check_cache_alignment(const at::Tensor& cache, const char* name, int bytes = 16) {
   const int64_t width = bytes / cache.element_size();
-  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(cache.const_data_ptr()) % bytes == 0, name,
-                    " must start at a multiple of ", bytes, " bytes on a CUDA device.");
+  const uintptr_t past = reinterpret_cast<uintptr_t>(cache.const_data_ptr()) % bytes;
+  TORCH_CHECK_VALUE(past == 0, name, " must start at a multiple of ", bytes, " bytes on a CUDA device, and starts ",
+                    past, " bytes past one.");
   for (int64_t i = 0; i < 3; ++i) {
     TORCH_CHECK_VALUE(cache.size(i) <= 1 || cache.stride(i) % width == 0, name,
                       " must have strides that are multiples of ", width, " elements on a CUDA device, got ",

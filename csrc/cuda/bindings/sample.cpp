@@ -17,6 +17,7 @@ at::Tensor sample(const at::Tensor& logits_, const at::Tensor& rng_, double temp
                   double min_p) {
   const simt::Dtype dtype = dtype_of(logits_, "logits");
   check_sample(logits_, rng_, temperature, top_k, top_p, min_p);
+  check_grid(logits_.size(0), "rows", logits_, "logits");
   const int64_t B = logits_.size(0), V = logits_.size(1);
 
   const c10::cuda::CUDAGuard guard(logits_.device());
