@@ -55,7 +55,7 @@ class PlannedSide:
     def __init__(self, model: Any, prompt: Tensor) -> None:
         self.token = prompt[:, -1:]
         self.past = prompt.shape[1]
-        self.cache = model.make_cache(len(prompt), self.past + 1)
+        self.cache = model.lend_cache(len(prompt), self.past + 1)  # on CUDA: one whose steps are captured
         model(prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.plan = model.decode_plan(self.past + 1, self.cache)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,6 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="leave the caches as the run before left them")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the eager side as a further side")
     parser.add_argument("--seconds", type=float, default=4.0, help="at most so long for the runs of a case")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no case after so long")
     return parser.parse_args(arguments)
 
 
@@ -127,10 +129,15 @@ def run(arguments: list[str] | None = None) -> None:
     reader = machine.MemoryReader(device, chosen.bandwidth_buffer)
     read = measure({"read": reader}, device=device, repeats=8, queued=True)["read"]
     results: list[Result] = []
+    left_out: list[str] = []
+    end = None if chosen.budget is None else time.perf_counter() + chosen.budget
     bar = tqdm(chosen.only, unit="op", file=sys.stderr, disable=None)
     for op in bar:
         bar.set_description(op)
         for case in CASES[op](shapes):
+            if end is not None and time.perf_counter() > end:
+                left_out.append(op)
+                break
             case.check()
             sides = {"ours": case.ours, "eager": case.eager, **case.peers}
             if chosen.compile:
@@ -150,11 +157,15 @@ def run(arguments: list[str] | None = None) -> None:
                 "matmul_flops": matmul,
             }
             results.append(as_result(op, case, chosen.dtype, samples, ceilings))
+    if not results:
+        raise SystemExit(f"--budget {chosen.budget} leaves no time for a case.")
     bandwidths = sorted(row["ceilings"]["read_bytes_per_s"] for row in results)
     typical = {"read_bytes_per_s": bandwidths[len(bandwidths) // 2], "matmul_flops": matmul}
-    result |= {"ceilings": typical, "results": results}
+    result |= {"ceilings": typical, "results": results, "left_out": left_out}
     print(table.heading(result), end="\n\n")
     print(table.text([as_row(row) for row in results]))
+    if left_out:
+        print(f"\nOut of time, so at least a part is missing of {', '.join(left_out)}.")
     table.write_json(chosen.json, result)
 
 
