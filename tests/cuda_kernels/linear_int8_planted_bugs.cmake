@@ -12,5 +12,5 @@ add_planted_bug(columns_of_plain_weights ${linear_int8} HEADER weight_formats TH
   ORIGINAL "return vector * kValues + chunk * kChunk;" PLANTED "return vector * kValues + (1 - chunk) * kChunk;"
   REPORT "MISMATCH")
 add_planted_bug(scale_forgotten ${linear_int8} HEADER product_epilogue THROUGH linear_kernel
-  ORIGINAL "value *= column_scale[n]" PLANTED "value *= 1.0f"
+  ORIGINAL "column_scale == nullptr ? 1.0f : column_scale[n]" PLANTED "1.0f"
   REPORT "MISMATCH")

@@ -1,8 +1,7 @@
-# add_planted_bug(NAME KERNEL op CASE case [HEADER header [THROUGH header]] [SANITIZER thread] ORIGINAL text PLANTED text
-# REPORT regex): builds <op>_test from a copy of the kernel (of csrc/cuda/<header>.cuh, which the kernel includes, by way of
-# the header THROUGH) with every ORIGINAL replaced, and adds a test that passes when the program's output for the case, with
-# the first schedule, matches REPORT. ORIGINAL must be there, so a change of the kernel cannot quietly turn a planted bug off.
-# SANITIZER: what only that KERNEL_SANITIZE finds, as races through global memory.
+# add_planted_bug(NAME KERNEL op CASE case [HEADER header [THROUGH header]] ORIGINAL text PLANTED text REPORT regex): builds
+# <op>_test from a copy of the kernel (of csrc/cuda/<header>.cuh, which the kernel includes, by way of the header THROUGH)
+# with every ORIGINAL replaced, and adds a test that passes when the program's output for the case, with the first schedule,
+# matches REPORT. ORIGINAL must be there, so a change of the kernel cannot quietly turn a planted bug off.
 if(POLICY CMP0174)
   cmake_policy(SET CMP0174 NEW)  # an empty PLANTED is an empty string: a bug may be a deletion
 endif()
@@ -24,12 +23,8 @@ function(copy_with_bug source copy changed)
 endfunction()
 
 function(add_planted_bug name)
-  cmake_parse_arguments(PARSE_ARGV 1 BUG "" "KERNEL;CASE;HEADER;THROUGH;SANITIZER;ORIGINAL;PLANTED;REPORT"
-                        "")  # keeps the texts' semicolons
+  cmake_parse_arguments(PARSE_ARGV 1 BUG "" "KERNEL;CASE;HEADER;THROUGH;ORIGINAL;PLANTED;REPORT" "")  # keeps the texts' semicolons
   set_property(GLOBAL APPEND PROPERTY kernels_with_planted_bugs ${BUG_KERNEL})
-  if(BUG_SANITIZER AND NOT BUG_SANITIZER STREQUAL KERNEL_SANITIZE)
-    return()
-  endif()
   set(kernel "${csrc}/cuda/${BUG_KERNEL}.cu")
   set(target "planted_${BUG_KERNEL}_${name}")
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/planted/${target}")

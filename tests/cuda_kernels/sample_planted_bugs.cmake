@@ -3,9 +3,24 @@ set(sample_threshold ${sample} HEADER sample_threshold)
 add_planted_bug(histogram_not_cleared ${sample}
   ORIGINAL "params.histograms[row * histogram_words + i] = 0;" PLANTED "{}"
   REPORT "MISMATCH")
-add_planted_bug(logits_past_the_row ${sample}
-  ORIGINAL "i < params.V;\n       i += int64_t{gridDim.x}" PLANTED "i <= params.V;\n       i += int64_t{gridDim.x}"
-  REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
+add_planted_bug(arrivals_not_cleared ${sample}
+  ORIGINAL "params.arrivals[row] = 0;" PLANTED "{}"
+  REPORT "MISMATCH")
+add_planted_bug(no_wait ${sample}
+  ORIGINAL "  simt::wait_for_predecessors();\n" PLANTED ""
+  REPORT "SIMT ERROR: a thread of a dependent launch exits without having waited")
+add_planted_bug(bins_not_cleared ${sample}
+  ORIGINAL "  own.clear();" PLANTED "  "
+  REPORT "SIMT ERROR|MISMATCH")
+add_planted_bug(bins_not_finished ${sample}
+  ORIGINAL "  __syncthreads();\n  own.add_to(histogram);" PLANTED "  own.add_to(histogram);"
+  REPORT "SIMT ERROR: race: (read|atomic operation) of (low|high)_words")
+add_planted_bug(first_block_chooses ${sample}
+  ORIGINAL "arrived_before[0] + 1 != gridDim.x" PLANTED "arrived_before[0] != 0"
+  REPORT "MISMATCH")
+add_planted_bug(arrival_not_there ${sample}
+  ORIGINAL "  __syncthreads();\n  if (arrived_before" PLANTED "  if (arrived_before"
+  REPORT "SIMT ERROR: race: (read|write) of arrived_before")
 add_planted_bug(winners_not_there ${sample}
   ORIGINAL "best.token;\n  }\n  __syncthreads();\n" PLANTED "best.token;\n  }\n"
   REPORT "SIMT ERROR: race: (read|write) of warp_(scores|tokens)")
@@ -28,6 +43,12 @@ add_planted_bug(sums_not_there ${sample_threshold}
 add_planted_bug(bin_not_there ${sample_threshold}
   ORIGINAL "  __syncthreads();\n  range.before = found[0];" PLANTED "  range.before = found[0];"
   REPORT "SIMT ERROR: race: (read|write) of found")
-add_planted_bug(lost_atomic ${sample} SANITIZER thread
-  ORIGINAL "simt::atomic_add(histogram + bin, weight)" PLANTED "histogram[bin] += weight"
-  REPORT "ThreadSanitizer: data race")
+add_planted_bug(logits_past_the_row ${sample_threshold}
+  ORIGINAL "own + j * kSampleThreads < V" PLANTED "own + j * kSampleThreads <= V"
+  REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
+add_planted_bug(lost_atomic ${sample_threshold}
+  ORIGINAL "before = simt::atomic_add(low + bin, low_word);" PLANTED "before = low[bin];\n    low[bin] = before + low_word;"
+  REPORT "SIMT ERROR: race: (read|write) of low_words")
+add_planted_bug(lost_carry ${sample_threshold}
+  ORIGINAL "before + low_word < before ? 1 : 0" PLANTED "0"
+  REPORT "MISMATCH")

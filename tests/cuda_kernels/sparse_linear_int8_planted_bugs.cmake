@@ -9,8 +9,8 @@ add_planted_bug(rows_past_the_last ${sparse_linear_int8}
   ORIGINAL "first_m + m < params.M) params.partials" PLANTED "true) params.partials"
   REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
 add_planted_bug(arrivals_of_another_pass ${sparse_linear_int8}
-  ORIGINAL "int64_t{blockIdx.z} * gridDim.x + blockIdx.x" PLANTED "blockIdx.x"
+  ORIGINAL "nonzeros.arrivals + blockIdx.x" PLANTED "nonzeros.arrivals + tile"
   REPORT "MISMATCH")
 add_planted_bug(scale_forgotten KERNEL sparse_linear_int8 CASE bfloat16 HEADER product_epilogue THROUGH sparse_linear_kernel
-  ORIGINAL "value *= column_scale[n]" PLANTED "value *= 1.0f"
+  ORIGINAL "column_scale == nullptr ? 1.0f : column_scale[n]" PLANTED "1.0f"
   REPORT "MISMATCH")
