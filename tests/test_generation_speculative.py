@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import random
+import time
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,9 +15,11 @@ from generation_cases import VOCAB, left_padded, model_pair, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persimmon_ext.generation.drafts import Pace, PromptLookup
+from persimmon_ext.generation.drafts import PromptLookup
+from persimmon_ext.generation.pace import Pace, draft_cost
 from persimmon_ext.outputs import SpeculativeGenerateOutput
 
+COST = 0.25  # of a drafted token, in steps
 REPEATING = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
 
 
@@ -24,6 +31,11 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def assistant() -> Any:
     return model_pair(1, num_hidden_layers=1, hidden_size=64, num_attention_heads=1)[1]
+
+
+def always(drafts: int) -> Any:
+    """Inside it, so many tokens are drafted at each step."""
+    return mock.patch.object(Pace, "drafts", return_value=drafts)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -67,7 +79,8 @@ def test_tokens_are_the_plain_loops(
         drafting: dict[str, Any] = {"assistant_model": assistant, "num_assistant_tokens": drafts}
     else:
         drafting = {"prompt_lookup_num_tokens": drafts, "max_matching_ngram_size": sizes}
-    result = model.generate(ids, return_dict_in_generate=True, **options, **drafting)
+    with always(drafts):  # the pace would soon give up on a random model
+        result = model.generate(ids, return_dict_in_generate=True, **options, **drafting)
     assert torch.equal(result.sequences, expected)
     assert result.past_key_values.get_seq_length() == expected.shape[1] - 1
 
@@ -88,7 +101,8 @@ def test_scores_are_the_plain_loops(model: Any) -> None:
 def test_the_model_as_its_own_assistant_is_always_right(model: Any) -> None:
     for sampling in ({}, {"do_sample": True, "temperature": 1.5, "seed": 1}):
         options = {"max_new_tokens": 21, "return_dict_in_generate": True, **sampling}
-        result = model.generate(prompt(), assistant_model=model, num_assistant_tokens=4, **options)
+        with always(4):
+            result = model.generate(prompt(), assistant_model=model, num_assistant_tokens=4, **options)
         report = result.speculation
         assert report.acceptance_rate == 1
         # The prompt's step gives one token, each further one the 4 drafts and one of its own.
@@ -144,32 +158,70 @@ def test_lookup_finds_the_latest_longest_ngram() -> None:
     assert PromptLookup(sizes=1).propose(torch.tensor([[7, 7]]), 2, 9) == [7]
 
 
-def test_pace_weighs_what_drafts_gain_against_their_time() -> None:
-    pace = Pace(most=7)
-    pace.learn(0, 0, 1.0)
-    assert pace.drafts() == 7
-    for _ in range(20):
-        pace.learn(7, 1, 1.7)  # two tokens in the time of 1.7
-    assert pace.drafts() == 7
-    for _ in range(20):
-        pace.learn(7, 1, 3.0)  # two tokens in the time of three
-    assert pace.drafts() == 2
-    for _ in range(3):
-        pace.learn(2, 2, 1.2)  # all were right: more might be
-    assert pace.drafts() == 7
+def simulate(pace: Pace, rate: Callable[[int], int], steps: int) -> tuple[list[int], float]:
+    """Drafts of each of so many steps, of which `rate` says how many are right; and tokens made for a step's time."""
+    counts, tokens, seconds = [], 0, 0.0
+    for _ in range(steps):
+        count = pace.drafts()
+        right = rate(count)
+        pace.learn(count, right)
+        counts.append(count)
+        tokens += 1 + right
+        seconds += 1 + COST * count
+    return counts, tokens / max(seconds, 1)
 
 
-def test_pace_pauses_ever_longer() -> None:
-    pace, pauses = Pace(most=2), []
-    for _ in range(20):
-        pause = 0
-        while not pace.drafts():
-            pause += 1
-            pace.learn(0, 0, 1.0)
-        pauses.append(pause)
-        pace.learn(2, 0, 1.3)
-    assert [pause for pause in pauses if pause][:7] == [2, 4, 8, 16, 32, 64, 64]
-    assert not any(pauses[:5])
+def test_pace_drafts_all_while_they_are_right() -> None:
+    counts, speed = simulate(Pace(7, COST), lambda count: count, 50)
+    assert counts[5:] == [7] * 45
+    assert speed > 0.9 * 8 / (1 + 7 * COST)
+
+
+@pytest.mark.parametrize("right_before", [0, 100])
+def test_pace_loses_next_to_nothing_on_wrong_drafts(right_before: int) -> None:
+    pace = Pace(7, COST)
+    simulate(pace, lambda count: count, right_before)
+    counts, speed = simulate(pace, lambda count: 0, 500)
+    assert speed > 1 - Pace.EARNED - 5 / 500
+    assert 0 < counts[-100:].count(1) == sum(counts[-100:]) < 10  # and tries one again now and then
+    counts, _ = simulate(pace, lambda count: count, 100)
+    assert counts[-1] == 7
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(0.2, 0.95, 1.0), (0.5, 1.1, 1.5), (0.8, 1.5, 3.0)])
+def test_pace_at_any_rate(rate: float, least: float, most: float) -> None:
+    draws = random.Random(0)
+
+    def right(count: int) -> int:
+        return next((place for place in range(count) if draws.random() > rate), count)
+
+    assert least < simulate(Pace(7, COST), right, 2000)[1] < most
+
+
+def test_the_cost_of_a_draft(model: Any, assistant: Any) -> None:
+    alone, by_model = draft_cost(model), draft_cost(model, assistant)
+    assert 0 < alone < by_model
+    assert draft_cost(model, model) == alone + 1
+    assert draft_cost(copy.deepcopy(model).quantize("int4")) > alone
+
+
+def test_a_call_is_divided_into_the_same_steps_each_time(model: Any) -> None:
+    """However slow the machine is at some of them: products round by the number of tokens of a step."""
+    calls: list[int] = []
+
+    def dawdle(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        calls.append(ids.shape[1])
+        time.sleep(0.002 * (len(calls) % 3))
+        return scores
+
+    options = {"max_new_tokens": 40, "do_sample": True, "seed": 5, "temperature": 0.3, "prompt_lookup_num_tokens": 5}
+    options |= {"return_dict_in_generate": True}
+    expected = model.generate(REPEATING, **options)
+    for _ in range(2):
+        result = model.generate(REPEATING, logits_processor=[dawdle], **options)
+        assert torch.equal(result.sequences, expected.sequences)
+        assert result.speculation == expected.speculation
+    assert expected.speculation.accepted > 0
 
 
 def test_useless_drafts_are_soon_given_up(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

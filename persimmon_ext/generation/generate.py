@@ -15,9 +15,10 @@ from torch import Tensor
 from persimmon_ext.cache import Cache
 from persimmon_ext.generation.beam import BeamResult, BeamSearch
 from persimmon_ext.generation.config import combine
-from persimmon_ext.generation.drafts import Drafter, DraftModel, Pace, PromptLookup
+from persimmon_ext.generation.drafts import Drafter, DraftModel, PromptLookup
 from persimmon_ext.generation.loop import Streamer, Task, generate_plainly
 from persimmon_ext.generation.memory import check_cache, check_ids
+from persimmon_ext.generation.pace import Pace, draft_cost
 from persimmon_ext.generation.prompt import Prompt, prepare_prompt
 from persimmon_ext.generation.request import Request, prepare_request
 from persimmon_ext.generation.runner import Recording, Runner
@@ -107,7 +108,8 @@ def generate(
                 sequences = result.sequences
             elif request.speculates:
                 drafter = _drafter(request, task, prompt)
-                sequences, speculation = generate_speculatively(task, prompt, drafter, Pace(request.drafts))
+                pace = Pace(request.drafts, draft_cost(model, request.assistant))
+                sequences, speculation = generate_speculatively(task, prompt, drafter, pace)
             else:
                 sequences = generate_plainly(task, prompt)
     finally:

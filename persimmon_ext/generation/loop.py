@@ -103,19 +103,17 @@ class Task:
                 )
         return scores
 
-    def next_tokens(
-        self, tokens: Tensor, length: int, logits: Tensor, watch: NanWatch, places: Tensor | None = None
-    ) -> Choice:
+    def next_tokens(self, tokens: Tensor, length: int, logits: Tensor, watch: NanWatch) -> Choice:
         """Chooses a token a row from logits fp32 [B, V], which follow the first `length` of tokens int64 [B, ...].
 
-        `places`: as for a `Chooser`. Raises ValueError, now or when `watch` looks, where logits or scores are NaN.
+        Raises ValueError, now or when `watch` looks, where logits or scores are NaN.
         """
         scores = logits
         if self.processors:
             watch.note(logits.amax(dim=-1))
             scores = self.process(tokens[:, :length], logits)
         try:
-            choice = self.choose(scores, places)
+            choice = self.choose(scores)
         except ValueError:
             watch.note(scores.amax(dim=-1), processed=bool(self.processors))
             watch.look(length)

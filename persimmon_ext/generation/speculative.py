@@ -10,16 +10,16 @@ Dims: T tokens of the prompt, D drafted tokens, V vocab; there is one row.
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from persimmon_ext.generation.criteria import Ending
-from persimmon_ext.generation.drafts import Drafter, Pace
+from persimmon_ext.generation.drafts import Drafter
 from persimmon_ext.generation.loop import Task
 from persimmon_ext.generation.nan import NanWatch, from_model, raise_for_nan
+from persimmon_ext.generation.pace import Pace
 from persimmon_ext.generation.prompt import Prompt
 from persimmon_ext.generation.sequences import common_beginning
 from persimmon_ext.outputs import Speculation
@@ -44,27 +44,24 @@ def _go_on(
     length, and how drafting went."""
     runner, drafted, accepted, steps = task.runner, 0, 0, 0
     ending = Ending(task.ends, task.criteria, task.pad, 1)
+    watch = NanWatch(runner.model.dtype)
     drafts: list[int] = []
-    begun = time.perf_counter()
     logits = logits[:, None]  # [1, D + 1, V]
     while True:
-        chosen = _choose(task, tokens, length, drafts, logits)
-        kept = len(chosen)
-        tokens[0, length : length + kept] = chosen
-        steps, drafted, accepted = steps + 1, drafted + len(drafts), accepted + kept - 1
-        now = time.perf_counter()
-        if steps > 1:  # the first tokens came with the prompt
-            pace.learn(len(drafts), kept - 1, now - begun)
-        begun = now
-        ending.look(tokens, length, length + kept, task.trace.scores_so_far())
-        last = ending.longest(length + kept)
+        right, token = _choose(task, tokens, length, drafts, logits, watch)
+        tokens[:, length + right] = token  # those before it stand there as drafts
+        steps, drafted, accepted = steps + 1, drafted + len(drafts), accepted + right
+        pace.learn(len(drafts), right)
+        ending.look(tokens, length, length + right + 1, task.trace.scores_so_far())
+        last = ending.longest(length + right + 1)
         if task.streamer is not None:
             for place in range(length, last):
                 task.streamer.put(tokens[:, place].cpu())
         length = last
         if ending.all_ended or length == task.longest:
             return length, Speculation(drafted, accepted, steps)
-        runner.truncate(earlier + length - 1)
+        if right < len(drafts):
+            runner.truncate(earlier + length - 1)
         # A step gives a token more than it checks.
         most = min(pace.drafts(), task.longest - length - 1)
         drafts = drafter.propose(tokens, length, most) if most else []
@@ -74,30 +71,27 @@ def _go_on(
         logits = runner.feed(fed, earlier + length - 1, keep=fed.shape[1])
 
 
-def _choose(task: Task, tokens: Tensor, length: int, drafts: list[int], logits: Tensor) -> Tensor:
-    """The tokens that the model makes after the first `length`: drafts, which follow there, as long as they are its own
-    choice, and the first that isn't drafted, int64 [1 .. D + 1]. logits [1, D + 1, V]."""
-    places = torch.arange(len(drafts) + 1, device=tokens.device)
-    dtype = task.runner.model.dtype
+def _choose(
+    task: Task, tokens: Tensor, length: int, drafts: list[int], logits: Tensor, watch: NanWatch
+) -> tuple[int, Tensor]:
+    """How many of the drafts, which follow the first `length` tokens, are the model's own choice, all before them being
+    so too; and the token that it makes after them, int64 [1]. logits [1, D + 1, V]."""
     if task.processors or tokens.is_cpu:
         # Processors go by the ids before each place; and on the CPU a draw costs more than the wait for it. So places
         # after a rejected draft aren't worth it.
-        own, watch = [], NanWatch(dtype)
         for place in range(len(drafts) + 1):
             now = logits[:, place]
-            choice = task.next_tokens(tokens, length + place, now, watch, places[place : place + 1])
+            choice = task.next_tokens(tokens, length + place, now, watch)
             watch.look(length + place)
             task.trace.note(now, choice.scores, None)
-            own.append(choice.tokens)
             if place == len(drafts) or int(choice.tokens) != drafts[place]:
                 break
-        kept = torch.cat(own) if len(own) > 1 else own[0]
-    else:
-        raise_for_nan(logits.amax(dim=-1), length, from_model(dtype))
-        choice = task.choose(logits[0], places)
-        agreed = common_beginning(choice.tokens.tolist(), drafts)
-        kept = choice.tokens[: agreed + 1]
-        for place in range(agreed + 1):
-            task.trace.note(logits[:, place], choice.scores[place : place + 1], None)
-    task.choose.advance(len(kept))
-    return kept
+        return place, choice.tokens
+    places = torch.arange(len(drafts) + 1, device=tokens.device)
+    raise_for_nan(logits.amax(dim=-1), length, from_model(task.runner.model.dtype))
+    choice = task.choose(logits[0], places)
+    agreed = common_beginning(choice.tokens.tolist(), drafts)
+    for place in range(agreed + 1):
+        task.trace.note(logits[:, place], choice.scores[place : place + 1], None)
+    task.choose.advance(agreed + 1)
+    return agreed, choice.tokens[agreed : agreed + 1]
