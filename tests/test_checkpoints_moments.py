@@ -3,6 +3,7 @@ the old model, the new one, or none. Never some of each."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def stopping_before(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
 
 
 def found_by_transformers(folder: Path, old: Any, new: Any) -> str:
-    """Which of the two models is there: by config and every weight."""
+    """Which of the two models is there, by config and every weight. None is one that transformers doesn't read."""
     if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
         with pytest.raises(OSError, match=r"no file named model\.safetensors"):
             transformers.PersimmonForCausalLM.from_pretrained(folder)
@@ -50,11 +51,33 @@ def found_by_transformers(folder: Path, old: Any, new: Any) -> str:
     matches = [
         name
         for name, model in ((OLD, old), (NEW, new))
-        if found.config.rope_parameters["rope_theta"] == model.config.rope_parameters["rope_theta"]
+        if model is not None
+        and found.config.rope_parameters["rope_theta"] == model.config.rope_parameters["rope_theta"]
         and all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in model.state_dict().items())
     ]
     assert len(matches) == 1, "a mixture of two models"
     return matches[0]
+
+
+def moments(before: Path, new: Any, size: int | str, look: Callable[[Path, bool], str]) -> list[str]:
+    """What `look`, given the folder and whether it has a journal, says of a copy of `before` in which the save of `new`
+    stopped before its first step, its second, and so on to its end."""
+    seen: list[str] = []
+    ended = False
+    while not ended:
+        folder = before.parent / str(len(seen))
+        shutil.copytree(before, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            done = stopping_before(patch, len(seen))
+            try:
+                new.save_pretrained(folder, max_shard_size=size)
+                ended = True
+            except StoppedError:
+                pass
+        assert len(done) < 50
+        seen.append(look(folder, any(folder.glob(".saving-*/files.json"))))
+    assert len(seen) > 4
+    return seen
 
 
 @pytest.mark.parametrize("theta", [25000.0, 300.0])
@@ -63,28 +86,36 @@ def test_every_moment_of_a_save(tmp_path: Path, sizes: tuple[Any, Any], theta: f
     """With an equal config, there is a model at all times."""
     old, new = make_model(), make_model(seed=1, rope_theta=theta)
     old.save_pretrained(tmp_path / "before", max_shard_size=sizes[0])
-    seen: list[str] = []
-    ended = False
-    while not ended:
-        folder = tmp_path / str(len(seen))
-        shutil.copytree(tmp_path / "before", folder)
-        with pytest.MonkeyPatch.context() as patch:
-            done = stopping_before(patch, len(seen))
-            try:
-                new.save_pretrained(folder, max_shard_size=sizes[1])
-                ended = True
-            except StoppedError:
-                pass
-        seen.append(found_by_transformers(folder, old, new))
-        # And the next who loads it with this library has a whole one: the new one, once a journal says so.
-        journal = any(folder.glob(".saving-*/files.json"))
-        expected = new if journal or seen[-1] == NEW else old
-        assert_same_tensors(expected, load(folder))
-        assert len(done) < 50
-    assert len(seen) > 4
+
+    def look(folder: Path, journal: bool) -> str:
+        found = found_by_transformers(folder, old, new)
+        # And who loads it with this library has a whole one: the new one, once a journal says so.
+        assert_same_tensors(new if journal or found == NEW else old, load(folder))
+        return found
+
+    seen = moments(tmp_path / "before", new, sizes[1], look)
     assert seen == sorted(seen, key=[OLD, NONE, NEW].index), seen
     assert (NONE in seen) == (theta != 25000.0)
     assert {OLD, NEW} <= set(seen)
+
+
+@pytest.mark.parametrize("to_quantized", [False, True])
+def test_every_moment_of_a_save_of_another_kind(tmp_path: Path, to_quantized: bool) -> None:
+    """Between int8 and 16 bits, whose files have different names: transformers reads one of them, or nothing."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    plain, quantized = make_model(**sizes), make_model(seed=1, **sizes).quantize("int8")
+    old, new = (plain, quantized) if to_quantized else (quantized, plain)
+    old.save_pretrained(tmp_path / "before", max_shard_size=30_000)
+
+    def look(folder: Path, journal: bool) -> str:
+        found = found_by_transformers(folder, *((plain, None) if to_quantized else (None, plain)))
+        state = json.loads((folder / "config.json").read_text()).get("quantization")
+        assert_same_tensors(new if journal or (state is not None) == to_quantized else old, load(folder))
+        return found
+
+    seen = moments(tmp_path / "before", new, 30_000, look)
+    assert seen == sorted(seen, key=[OLD, NONE, NEW].index), seen
+    assert set(seen) == ({OLD, NONE} if to_quantized else {NONE, NEW})
 
 
 def test_shards_of_different_saves_have_different_names(tmp_path: Path) -> None:
