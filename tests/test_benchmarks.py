@@ -44,6 +44,21 @@ def test_kernels_covers_every_op() -> None:
     assert set(kernels.CASES) == {name for name, device in KERNELS if device == "CPU"}
 
 
+def test_kernels_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, *[9.0] * 9])  # the second case comes too late
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    arguments = ["--tokens", "5", "6", "--warm", "--budget", "5", "--only", "layer_norm", "relu2"]
+    result = results_of(kernels, [*SHAPE, *arguments], tmp_path)
+    assert [row["op"] for row in result["results"]] == ["layer_norm"]
+    assert result["left_out"] == ["layer_norm", "relu2"]
+    assert "a part is missing of layer_norm, relu2." in capsys.readouterr().out
+    clock = iter([0.0, *[9.0] * 9])
+    with pytest.raises(SystemExit, match=r"--budget 5\.0 leaves no time"):
+        kernels.run([*SHAPE, *arguments])
+
+
 def test_kernels_refuses_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "layer_norm", lambda x, weight, bias, eps: x)
     with pytest.raises(SystemExit, match=r"layer_norm, result 0: error .* is allowed") as stopped:

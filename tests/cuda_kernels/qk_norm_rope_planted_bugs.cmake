@@ -4,16 +4,16 @@ add_planted_bug(early_return ${qk_norm_rope}
   REPORT "SIMT ERROR: (deadlock: the threads diverged|divergent)")
 add_planted_bug(loads_past_the_end ${qk_norm_rope}
   ORIGINAL "row < rows ? row : rows - 1" PLANTED "row"
-  REPORT "SIMT ERROR: memory fault|AddressSanitizer")
+  REPORT "SIMT ERROR: memory fault")
 add_planted_bug(normalises_values ${qk_norm_rope}
   ORIGINAL "part == 2 ? loaded" PLANTED "part == 3 ? loaded"
   REPORT "MISMATCH: v")
 add_planted_bug(slot_past_the_cache ${qk_norm_rope}
   ORIGINAL "slot < 0 || slot >= params.cache_rows" PLANTED "slot < 0"
-  REPORT "SIMT ERROR: memory fault|AddressSanitizer|MISMATCH")
+  REPORT "SIMT ERROR: memory fault|MISMATCH")
 add_planted_bug(slot_in_front_of_the_cache ${qk_norm_rope}
   ORIGINAL "slot < 0 || slot >= params.cache_rows" PLANTED "slot >= params.cache_rows"
-  REPORT "SIMT ERROR: (memory fault|.*in front)|AddressSanitizer|MISMATCH")
+  REPORT "SIMT ERROR: (memory fault|.*in front)|MISMATCH")
 add_planted_bug(slot_of_another_sequence ${qk_norm_rope}
   ORIGINAL "params.slots[token]" PLANTED "params.slots[t]"
   REPORT "MISMATCH")
