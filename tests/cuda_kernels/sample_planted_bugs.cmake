@@ -49,3 +49,6 @@ add_planted_bug(logits_past_the_row ${sample_threshold}
 add_planted_bug(lost_atomic ${sample_threshold}
   ORIGINAL "before = simt::atomic_add(low + bin, low_word);" PLANTED "before = low[bin];\n    low[bin] = before + low_word;"
   REPORT "SIMT ERROR: race: (read|write) of low_words")
+add_planted_bug(lost_carry ${sample_threshold}
+  ORIGINAL "if (high_word != 0)" PLANTED "if (false)"
+  REPORT "MISMATCH")
