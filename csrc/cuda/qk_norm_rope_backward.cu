@@ -42,7 +42,7 @@ SIMT_DEVICE void backward_row(typename HeadRow<T>::Values& x, typename HeadRow<T
 // A group of lanes takes heads (b, t, h): its rows of q, k and v, one after the other.
 // Occupancy: qk_norm_rope_backward 256 threads x 2 blocks, 0 B
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     qk_norm_rope_backward(__grid_constant__ const QkNormRopeBackwardParams params) {
   using Row = HeadRow<T>;
   constexpr int kWidth = Row::kWidth;

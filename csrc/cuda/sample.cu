@@ -117,7 +117,7 @@ SIMT_DEVICE Candidate block_best(Candidate best, Scores& warp_scores, Tokens& wa
 
 // The best token of each block's part of a row, with noise unless the temperature is 0; the row's last block to arrive
 // takes the best of those.
-// Occupancy: draw 256 threads x 5 blocks, 0 B
+// Occupancy: draw 256 threads x 4 blocks, 0 B
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads)
     draw(__grid_constant__ const SampleParams params, __grid_constant__ const LevelParams last, int levels,

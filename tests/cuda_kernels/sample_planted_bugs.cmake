@@ -52,3 +52,9 @@ add_planted_bug(lost_atomic ${sample_threshold}
 add_planted_bug(lost_carry ${sample_threshold}
   ORIGINAL "if (high_word != 0)" PLANTED "if (false)"
   REPORT "MISMATCH")
+add_planted_bug(additions_not_there ${sample}
+  ORIGINAL "__syncthreads();\n  own.add_to(histogram);" PLANTED "own.add_to(histogram);"
+  REPORT "SIMT ERROR: race: (read|atomic operation) of low_words")
+add_planted_bug(temperature_forgotten KERNEL sample CASE distribution
+  ORIGINAL "key_of(logit, top, params.temperature)" PLANTED "key_of(logit, top, 1.0f)"
+  REPORT "MISMATCH: chi-square")
