@@ -118,10 +118,14 @@ def sparse_linear(shapes: Shapes) -> Iterator[Case]:
             def dense(x: Tensor = x, residual: Tensor = residual) -> Tensor:
                 return ops.linear(x, row_major, bias, residual=residual)
 
+            def same_copy(x: Tensor = x, residual: Tensor = residual) -> Tensor:
+                return ops.linear(x, weight, bias, residual=residual)
+
             check = _product_check("sparse_linear", ours, x, weight, bias, residual, False)
+            peers = {"our dense": dense, "our dense, the same copy": same_copy}
             shape, share = f"{rows} x [{C}, {F}] {zeros:.0%} zeros", _read_share(x)
             flops = int(2 * rows * C * F * share)
-            yield Case(shape, ours, eager, check, int(size(weight) * share), flops, {"our dense": dense})
+            yield Case(shape, ours, eager, check, int(size(weight) * share), flops, peers)
 
 
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]

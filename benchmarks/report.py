@@ -58,7 +58,12 @@ def model_row(result: Result) -> dict[str, str]:
         "ratio": f"{result['ratio']:.2f}" if theirs else "",
     }
     if decode:
-        row |= {"GB/s": f"{ours['gb_per_s']:.1f}", "of bandwidth": f"{ours['share_of_bandwidth']:.0%}"}
+        share = ours["share_of_bandwidth"]
+        row |= {
+            "GB/s": f"{ours['gb_per_s']:.1f}",
+            "of bandwidth": f"{share:.0%}",
+            "ratio at 100%": f"{result['ratio'] / share:.2f}" if theirs else "",  # the most that memory allows
+        }
     else:
         row |= {"GFLOP/s": f"{ours['gflops']:.0f}", "of matmul rate": f"{ours['share_of_matmul']:.0%}"}
     return row
