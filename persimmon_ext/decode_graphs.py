@@ -53,8 +53,8 @@ class _Captured:
 class GraphedPlan:
     """A plan whose steps of one token a row are captured at the first one, and from then on replayed.
 
-    The address of `cache` is part of the graph, so it must have its storage. Where the capture fails, as with an op
-    that has no kernel here and whose reference looks at values, the plan itself goes on.
+    The address of `cache` is part of the graph, so it must have its storage. :meth:`DecodePlan.can_be_captured` tells
+    beforehand whether a capture makes sense; where it fails all the same, the plan itself goes on.
     """
 
     def __init__(self, plan: DecodePlan, cache: Cache, capture: Capture = capture_on_cuda) -> None:
