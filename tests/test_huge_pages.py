@@ -41,6 +41,14 @@ def test_whole_huge_pages_are_advised_and_what_lies_around_is_not() -> None:
     assert int(tensor[-1]) == 7
 
 
+@pytest.mark.skipif(not (SMAPS.exists() and THP.exists()), reason="needs Linux with transparent huge pages")
+def test_large_outputs_are_advised() -> None:
+    """Also those that the heap serves: it gives its end back, and maps it anew page by page."""
+    x, ones = torch.zeros(3 * HUGE // 2048, 1024, dtype=torch.bfloat16), torch.ones(1024, dtype=torch.bfloat16)
+    for y in torch.ops.persimmon_ext.add_layer_norm(x, x, ones, ones, 1e-5):
+        assert advised(-(-y.data_ptr() // HUGE) * HUGE)
+
+
 @pytest.mark.parametrize("bytes", [0, 1, 4096, HUGE - 1])
 def test_memory_too_small_for_a_huge_page_is_left_alone(bytes: int) -> None:
     tensor = torch.zeros(bytes, dtype=torch.uint8)

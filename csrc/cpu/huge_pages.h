@@ -13,11 +13,12 @@ namespace persimmon::cpu {
 // hint: without effect where the system has no such pages, or where none fits.
 void advise_huge_pages(uintptr_t address, uintptr_t bytes);
 
-// An output just allocated. Below this size it comes from the heap, whose pages are there already; above, the system
-// maps new memory for every call, and its interrupts take longer than a kernel bound by memory does.
+// An output just allocated. The system may have to map new memory for it: always above the 32 MiB that the heap serves,
+// and below wherever the heap gave its end back, which it does when more than twice its largest piece lies free there,
+// as after two outputs of one op. The interrupts then take longer than a kernel bound by memory does.
 inline at::Tensor on_huge_pages(at::Tensor output) {
-  constexpr size_t kMapped = 32 << 20;
-  if (output.nbytes() >= kMapped) {
+  constexpr size_t kWorthAsking = 4 << 20;  // has a whole huge page in it, wherever it begins
+  if (output.nbytes() >= kWorthAsking) {
     advise_huge_pages(reinterpret_cast<uintptr_t>(output.const_data_ptr()), output.nbytes());
   }
   return output;
