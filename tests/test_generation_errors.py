@@ -218,7 +218,14 @@ def test_nan_in_beams_and_drafts() -> None:
     first = int(model.generate(IDS, max_new_tokens=1)[0, -1])
     with torch.no_grad():
         model.model.embed_tokens.weight[first] = NAN
-    for options in ({"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {}, {"do_sample": True, "top_k": 1}):
+    drawn = {"do_sample": True, "top_k": 1}
+    for options in (
+        {"num_beams": 2},
+        {"num_beams": 2, **drawn},
+        {"prompt_lookup_num_tokens": 2},
+        {},
+        drawn,
+    ):
         with pytest.raises(ValueError, match=r"logits of row \d are NaN at token 5"):
             model.generate(IDS, max_new_tokens=3, **options)
 
@@ -232,7 +239,12 @@ def test_a_processor_must_keep_the_shape(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_beams": 2}, {"do_sample": True}, {"prompt_lookup_num_tokens": 2}], ids=str
+    "settings",
+    [
+        *({}, {"num_beams": 2}, {"do_sample": True}, {"num_beams": 2, "do_sample": True}),
+        *({"prompt_lookup_num_tokens": 2}, {"prompt_lookup_num_tokens": 2, "do_sample": True}),
+    ],
+    ids=str,
 )
 def test_nan_of_a_processor_is_told_apart(model: Any, settings: dict[str, Any]) -> None:
     def late(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -240,6 +252,15 @@ def test_nan_of_a_processor_is_told_apart(model: Any, settings: dict[str, Any]) 
 
     with pytest.raises(ValueError, match="scores of row 0 are NaN at token 6 after a logits processor"):
         model.generate(IDS, max_new_tokens=4, **settings, logits_processor=[late])
+
+
+def test_answers_that_are_none(model: Any) -> None:
+    with pytest.raises(TypeError, match="logits_processor must return scores, got None"):
+        model.generate(IDS, **ONE, logits_processor=[lambda ids, scores: None])
+    with pytest.raises(TypeError, match="must return bool, or a bool a row, got None"):
+        model.generate(IDS, **ONE, stopping_criteria=[lambda ids, scores: None])
+    with pytest.raises(ValueError, match=r"must answer for 1 rows, got the shape \[2\]"):
+        model.generate(IDS, **ONE, stopping_criteria=[lambda ids, scores: [True, False]])
 
 
 def test_a_prompt_beyond_the_positions() -> None:

@@ -229,6 +229,7 @@ def test_kept_caches_make_room_for_others(graphed: tuple[Any, Replays], monkeypa
         kept = sum(entry.cache.batch_size for entry in mine.decode_graphs._free.values())
         return (4 - kept) * one_row
 
+    monkeypatch.setattr(memory, "SMALL_BYTES", 0)
     monkeypatch.setattr(memory, "available_bytes", available)
     mine.generate(prompt(3), max_new_tokens=3)
     assert replays.captures == 3

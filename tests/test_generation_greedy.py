@@ -93,6 +93,14 @@ def test_stops_once_all_rows_have_ended(models: tuple[Any, Any]) -> None:
     assert result[0, -1] == end
 
 
+def test_ends_may_be_tensors(models: tuple[Any, Any]) -> None:
+    theirs, ours = models
+    end = token_at(models, prompt(), 3)
+    for ends in (torch.tensor(end), torch.tensor([end, 5])):
+        options = {"max_new_tokens": 9, "eos_token_id": ends, "pad_token_id": torch.tensor(0)}
+        assert torch.equal(ours.generate(prompt(3), **options), theirs.generate(prompt(3), do_sample=False, **options))
+
+
 def test_ends_come_from_the_config() -> None:
     theirs, ours = model_pair()
     end = token_at((theirs, ours), prompt(), 3)

@@ -77,6 +77,7 @@ def test_what_fits() -> None:
 
 
 def test_a_cache_that_does_not_fit_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SMALL_BYTES", 0)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 500_000)
     with pytest.raises(MemoryError, match=r"A cache of 2 x 126 tokens needs .* at most 122 tokens a row would fit"):
         model.generate(prompt(2), max_new_tokens=120)
@@ -149,6 +150,7 @@ def test_given_and_broadcast_caches_are_checked_too(model: Any, monkeypatch: pyt
     cache = DynamicCache(model.config)
     with torch.no_grad():
         model(prompt()[:, :4], past_key_values=cache, use_cache=True)
+    monkeypatch.setattr(memory, "SMALL_BYTES", 0)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 500_000)
     with pytest.raises(MemoryError, match="A cache of 8 x 46 tokens"):
         model.generate(prompt().expand(8, -1), past_key_values=cache, max_new_tokens=40)

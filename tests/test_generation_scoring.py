@@ -120,6 +120,7 @@ def test_texts() -> None:
         ([[5]], {"prompts": [[1], [2]]}, ValueError, "There are 2 prompts for 1 continuations"),
         ([[5]], {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ([[5]], {"past_key_values": object()}, ValueError, "pass that prompt, one for all"),
+        ([[5]], {"prompts": [4], "past_key_values": 3}, TypeError, "past_key_values must be a cache"),
     ],
 )
 def test_errors(models: tuple[Any, Any], continuations: Any, options: Any, kind: type[Exception], words: str) -> None:

@@ -108,8 +108,23 @@ class Ending:
 
 
 def ended_rows(criteria: Sequence[Criterion], ids: Tensor, scores: Any) -> Tensor:
-    """Which rows of ids [B, S] some criterion ends, bool [B]; a criterion may answer for all rows by one value."""
+    """Which rows of ids [B, S] some criterion ends, bool [B]; a criterion may answer for all rows by one value.
+
+    Raises TypeError or ValueError if a criterion answers otherwise.
+    """
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for criterion in criteria:
-        ended = ended | torch.as_tensor(criterion(ids, scores), device=ids.device)
+        answer = criterion(ids, scores)
+        try:
+            answers = torch.as_tensor(answer, device=ids.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"A stopping_criteria function must return bool, or a bool a row, got {answer!r} from {criterion!r}."
+            ) from None
+        if answers.shape not in ((), ended.shape):
+            raise ValueError(
+                f"A stopping_criteria function must answer for {len(ids)} rows, got the shape {list(answers.shape)} "
+                f"from {criterion!r}."
+            )
+        ended = ended | answers
     return ended

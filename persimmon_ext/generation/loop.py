@@ -91,11 +91,13 @@ class Task:
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Scores fp32 [B, V] from ids [B, S] and logits fp32 [B, V], which stay as they are where they are kept.
 
-        Raises ValueError if a processor returns another shape.
+        Raises TypeError or ValueError if a processor returns no tensor, or one of another shape.
         """
         scores = logits.clone() if self.trace.logits is not None and self.processors else logits
         for process in self.processors:
             scores = process(ids, scores)
+            if not isinstance(scores, Tensor):
+                raise TypeError(f"A logits_processor must return scores, got {scores!r} from {process!r}.")
             if scores.shape != logits.shape:
                 raise ValueError(
                     f"A logits_processor must return scores of shape {list(logits.shape)}, got {list(scores.shape)} "

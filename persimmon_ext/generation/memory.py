@@ -21,6 +21,8 @@ from persimmon_ext.quantization import FORMATS
 _SCALE_BYTES = 4
 _ID_COPIES = 3  # ids, and the mask and positions of a padded batch
 CACHES = ("static", "dynamic", "int8")
+#: So many bytes are taken to be there: to ask the system takes longer than the prompt of a small model.
+SMALL_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def make_cache(model: Any, implementation: str | None, batch: int, slots: int) -
 def check_cache(model: Any, batch: int, slots: int, implementation: str | None = None, *, advice: str) -> None:
     """Raises MemoryError, in a sentence that ends in `advice`, if a new cache of so many rows and slots doesn't fit."""
     needed = batch * slots * cache_bytes_per_token(model.config, model.dtype, implementation)
-    available = available_bytes(model.device)
+    available = available_bytes(model.device) if needed > SMALL_BYTES else None
     if available is not None and needed > available:
         raise MemoryError(
             f"A cache of {batch} x {slots} tokens needs {_gb(needed)}, and {_gb(available)} of {model.device} are "
@@ -185,7 +187,7 @@ def check_cache(model: Any, batch: int, slots: int, implementation: str | None =
 def check_ids(device: torch.device, rows: int, tokens: int) -> None:
     """Raises MemoryError, in a sentence, if the ids alone of so many rows of `tokens` don't fit."""
     needed = _ID_COPIES * rows * tokens * torch.int64.itemsize
-    available = available_bytes(device)
+    available = available_bytes(device) if needed > SMALL_BYTES else None
     if available is not None and needed > available:
         raise MemoryError(
             f"The ids of {rows} x {tokens} tokens need {_gb(needed)}, and {_gb(available)} of {device} are free. Lower "

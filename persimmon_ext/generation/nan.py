@@ -35,7 +35,7 @@ class NanWatch:
     """Collects the highest scores of tokens until `look`. `dtype`: the model's."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self._sentence = from_model(dtype)
         self._logits: list[Tensor] = []
         self._scores: list[Tensor] = []
 
@@ -46,7 +46,7 @@ class NanWatch:
     def look(self, first: int) -> None:
         """Raises ValueError if one of those noted since the last look is NaN; `first`: the place of the first."""
         if self._logits:
-            _look(self._logits, first, from_model(self._dtype))
+            _look(self._logits, first, self._sentence)
         if self._scores:
             _look(self._scores, first, AFTER_PROCESSORS)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persimmon_ext.cache import Cache
 from persimmon_ext.generation.memory import check_cache
 from persimmon_ext.generation.sequences import common_beginning
 from persimmon_ext.generation.settings import check_integer
@@ -83,6 +84,8 @@ def score(
         raise ValueError(
             "past_key_values holds the beginning of one prompt: pass that prompt, one for all, as prompts."
         )
+    if past_key_values is not None and not isinstance(past_key_values, Cache):
+        raise TypeError(f"past_key_values must be a cache such as DynamicCache, got {type(past_key_values).__name__}.")
     if not shared and len(prompts or ()) != len(continuations):
         raise ValueError(f"There are {len(prompts or ())} prompts for {len(continuations)} continuations.")
     rows = [

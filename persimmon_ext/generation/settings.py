@@ -170,7 +170,7 @@ def resolve_special_tokens(vocab_size: int, config: GenerationConfig) -> Special
     No end token, or only such as are outside the vocabulary (-1), means that no token ends a sequence. Raises TypeError
     for what is no integer, and ValueError for padding outside the vocabulary.
     """
-    ends = config.eos_token_id
+    ends, pad = _plain(config.eos_token_id), _plain(config.pad_token_id)
     if ends is None:
         ends = ()
     elif isinstance(ends, Integral):
@@ -180,7 +180,6 @@ def resolve_special_tokens(vocab_size: int, config: GenerationConfig) -> Special
     for token in ends:
         check_integer("eos_token_id", token)
     ends = tuple(token for token in ends if 0 <= token < vocab_size)
-    pad = config.pad_token_id
     check_integer("pad_token_id", pad, least=0)
     if pad is not None and pad >= vocab_size:
         raise ValueError(f"pad_token_id is {pad}, outside the vocabulary of {vocab_size} tokens.")
@@ -225,6 +224,11 @@ def check_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _plain(value: Any) -> Any:
+    """`value`, or what a tensor or array holds."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _check_mass(name: str, value: Any) -> float:
     mass = check_number(name, 1.0 if value is None else value)
     if not 0 < mass <= 1:
@@ -235,8 +239,7 @@ def _check_mass(name: str, value: Any) -> float:
 def _check_list(name: str, value: Any, of: str) -> Sequence[Any]:
     if value is None:
         return ()
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = _plain(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list of {of}, got {value!r}.")
     return value
