@@ -5,14 +5,14 @@
 namespace persimmon::cuda {
 namespace {
 
-// 48 registers: 1280 threads a multiprocessor, each with a 16-byte load in flight.
+// About 50 registers: 1024 threads a multiprocessor, or more, each with a 16-byte load in flight.
 constexpr int kThreads = 256;
 
 // A group of lanes takes a row of qkv, rows in the order of memory, so a warp reads 512 contiguous bytes. The warp's
 // rows may be of q, k and v: all its lanes compute a norm and a rotation, and those of v store what they have loaded.
-// Occupancy: qk_norm_rope 256 threads x 5 blocks, 0 B
+// Occupancy: qk_norm_rope 256 threads x 4 blocks, 0 B
 template <class T>
-__global__ void __launch_bounds__(kThreads, 5) qk_norm_rope(__grid_constant__ const QkNormRopeParams params) {
+__global__ void __launch_bounds__(kThreads) qk_norm_rope(__grid_constant__ const QkNormRopeParams params) {
   using Row = HeadRow<T>;
   const int lane = threadIdx.x % Row::kLanes;
   const int64_t rows = params.in.B * params.in.T * params.in.H * 3;

@@ -6,7 +6,7 @@
 namespace persimmon::cuda {
 namespace {
 
-// About 90 registers: 2 blocks a multiprocessor, with five 16-byte loads of each thread in flight.
+// About 120 registers: 2 blocks a multiprocessor, with five 16-byte loads of each thread in flight.
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / simt::kWarpSize;
 constexpr int64_t kMinHeadsPerGroup = 4;
