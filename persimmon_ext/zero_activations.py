@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from persimmon_ext.checkpoints.inspection import Opened, fill, read_rows
 from persimmon_ext.checkpoints.names import assign, tensor_at
 from persimmon_ext.checkpoints.targets import parse_dtype
+from persimmon_ext.meta_models import without_memory
 from persimmon_ext.modeling import PersimmonModel
 from persimmon_ext.quantized_layers import empty_quantized
 
@@ -30,7 +31,7 @@ def zero_shares(opened: Opened, ids: Tensor) -> list[float]:
         raise ValueError(f"{opened.path} has no config, so its model can't be run.")
     if ids.numel() == 0 or int(ids.max()) >= config.vocab_size or int(ids.min()) < 0:
         raise ValueError(f"The text must give ids from 0 to {config.vocab_size - 1}, at least one.")
-    with torch.device("meta"):
+    with without_memory():
         model = PersimmonModel(config).eval()
     if opened.quantization is not None:
         empty_quantized(model, opened.quantization)

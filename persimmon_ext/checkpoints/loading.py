@@ -28,6 +28,7 @@ from persimmon_ext.checkpoints.weight_file import TensorInfo, WeightFile
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.hub_files import HubRequest
 from persimmon_ext.huge_pages import on_huge_pages
+from persimmon_ext.meta_models import without_memory
 from persimmon_ext.quantized_layers import QuantizedLinear, empty_quantized
 from persimmon_ext.tokenizer import PersimmonTokenizer
 from persimmon_ext.tokenizer_files import MODEL_FILE
@@ -111,7 +112,7 @@ def load_pretrained(
         infos = stored_tensors(files, verify=verify)
         _check_sizes(config, infos, folder)
         _check_tokenizer(config, folder)
-        with torch.device("meta"):
+        with without_memory():
             model = model_class(config)
         if read_beside is not None:
             read_beside(model, folder)
