@@ -16,8 +16,9 @@ for folder; do
   for isa in avx2 avx512 avx512_bf16; do
     objects=$folder/CMakeFiles/kernels_$isa.dir
     [ -d "$objects" ] || continue
-    # The namespace as the compiler spells it, e.g. 6avx512, which is no prefix of 11avx512_bf16.
-    namespace="^_ZNK?9persimmon3cpu${#isa}${isa}"
+    # The namespace as the compiler spells it, e.g. 6avx512, which is no prefix of 11avx512_bf16; a Z more for what is
+    # local to a function in it, such as a lambda.
+    namespace="^_ZZ*NK?9persimmon3cpu${#isa}${isa}"
     found=$(find "$objects" -name '*.o' | sort)
     for object in $found; do
       # Columns: name, type. Undefined symbols are not listed, nor local ones: anonymous namespaces and statics.
