@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,16 @@ def overhead(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]
     new = chosen.new_tokens
     sides: dict[str, Callable[[], Tensor]] = {
         "generate": lambda: model.generate(prompt, max_new_tokens=new, **QUIET),
-        "kernels alone": lambda: bare_loop.decode(model, prompt, new),
+        **kernels_alone(model, prompt, new),
     }
     same_tokens("overhead", sides)
     return compare("overhead", sides, chosen.batch * new, chosen, device)
+
+
+def kernels_alone(model: Any, prompt: Tensor, new: int) -> dict[str, Callable[[], Tensor]]:
+    """The loop of nothing but kernels, called as PyTorch's dispatcher has them and by the package's functions."""
+    calls = {"registered operators alone": bare_loop.registered(), "kernels alone": bare_loop.functions()}
+    return {name: partial(bare_loop.decode, model, prompt, new, way) for name, way in calls.items()}
 
 
 def shape(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def ends(chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """generate() that looks for an end token, on the embedded model, against a loop of nothing but kernels."""
     model, _, ids = embedded_models(device)
     new, never = chosen.new_tokens, model.config.vocab_size - 1
-    kernels = {"kernels alone": lambda: bare_loop.decode(model, ids, new)}
+    kernels = kernels_alone(model, ids, new)
     if bool((kernels["kernels alone"]()[:, ids.shape[1] :] == never).any()):
         raise MismatchError(f"ends: the text comes to token {never}, which is to end none.")
     sides: dict[str, Callable[[], Tensor]] = {

@@ -79,8 +79,8 @@ def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_generate_refuses_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate.bare_loop, "decode", lambda model, prompt, new: prompt)
-    with pytest.raises(SystemExit, match="overhead: kernels alone gives other tokens than generate"):
+    monkeypatch.setattr(generate.bare_loop, "decode", lambda model, prompt, new, calls: prompt)
+    with pytest.raises(SystemExit, match="overhead: registered operators alone gives other tokens than generate"):
         options.main(lambda: generate.run([*MODEL, "--new-tokens", "3", "--parts", "overhead"]))
 
 
