@@ -28,6 +28,7 @@ struct LayerNormBackwardParams {
   float* partials;     // [chunks, 2, C] fp32: dweight and dbias summed over a chunk of rows
   int64_t rows, C;
   int64_t rows_per_chunk;
+  bool bypass_caches;  // when storing dx, where possible
   float eps;
   DType dtype;
 };

@@ -14,6 +14,7 @@ struct Twin {
 };
 
 PERSIMMON_INLINE Twin operator+(Twin u, Twin v) { return {u.a + v.a, u.b + v.b}; }
+PERSIMMON_INLINE Twin operator-(Twin u, Twin v) { return {u.a - v.a, u.b - v.b}; }
 PERSIMMON_INLINE Twin operator-(Twin u, float x) { return {u.a - x, u.b - x}; }
 PERSIMMON_INLINE Twin operator*(Twin u, float x) { return {u.a * x, u.b * x}; }
 PERSIMMON_INLINE Twin operator*(Twin u, Twin v) { return {u.a * v.a, u.b * v.b}; }
