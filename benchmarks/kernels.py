@@ -158,7 +158,8 @@ def run(arguments: list[str] | None = None) -> None:
             }
             results.append(as_result(op, case, chosen.dtype, samples, ceilings))
     if not results:
-        raise SystemExit(f"--budget {chosen.budget} leaves no time for a case.")
+        why = f"--budget {chosen.budget} leaves no time for a case" if left_out else "These options leave no case"
+        raise SystemExit(f"{why}.")
     bandwidths = sorted(row["ceilings"]["read_bytes_per_s"] for row in results)
     typical = {"read_bytes_per_s": bandwidths[len(bandwidths) // 2], "matmul_flops": matmul}
     result |= {"ceilings": typical, "results": results, "left_out": left_out}

@@ -84,7 +84,7 @@ class QuantizedLinear(nn.Module):
     @property
     def rows_together(self) -> int:
         """:meth:`set_rows` takes a multiple of this many rows."""
-        return self.format.group_size or 1 if self.hidden_major else 1
+        return 1
 
     @torch.no_grad()
     def set_rows(self, first: int, weight: Tensor) -> None:
@@ -137,6 +137,10 @@ class QuantizedHiddenMajorLinear(QuantizedLinear):
 
     fuses = True
     hidden_major = True
+
+    @property
+    def rows_together(self) -> int:
+        return self.format.group_size or 1
 
     @torch.no_grad()
     def set_rows(self, first: int, weight: Tensor) -> None:

@@ -214,6 +214,14 @@ class TestLinks:
         with pytest.raises(CheckpointError, match=r"config\.json is a link to .*, outside its folder"):
             load(snapshot)
 
+    def test_blobs_that_are_a_link(self, sharded: Path, tmp_path: Path) -> None:
+        snapshot = self.snapshot(sharded, tmp_path / "cache")
+        blobs = tmp_path / "cache" / "models--a--b" / "blobs"
+        blobs.rename(tmp_path / "elsewhere")
+        blobs.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match=r"config\.json is a link to .*, outside its folder"):
+            load(snapshot)
+
     def test_an_index_that_names_a_link(self, sharded: Path, folder: Path) -> None:
         shard = sorted(sharded.glob("model-*.safetensors"))[1]
         shard.rename(folder / "elsewhere.safetensors")

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -60,7 +61,8 @@ class Filler:
                 self._submit((last - first) * row_bytes, self._copy_rows, weights, name, target, first, last)
 
     def quantize(self, weights: WeightFile, name: str, layer: QuantizedLinear, device: torch.device) -> None:
-        """Begins to quantise tensor `name` of `weights`, the weight of `layer`, on `device`, where the codes stay."""
+        """Begins to quantise tensor `name` of `weights`, the weight of `layer`, on `device`, where the codes stay;
+        one that isn't stored row by row, before it gets there."""
         info = weights.infos[name]
         if not info.row_major:
             self._submit(info.nbytes, self._quantize_whole, weights, name, layer, device)
@@ -72,10 +74,15 @@ class Filler:
             self._submit((last - first) * row_bytes, self._quantize_rows, weights, name, layer, first, last)
 
     def wait(self) -> None:
-        """Until everything that was begun is in place. Raises what went wrong first."""
-        for future, size in self._pending:
-            future.result()
-            self._progress.update(size)
+        """Until everything that was begun is in place. Raises what went wrong first, when no thread reads any more."""
+        try:
+            for future, size in self._pending:
+                future.result()
+                self._progress.update(size)
+        except BaseException:
+            begun = [future for future, _ in self._pending if not future.cancel()]
+            wait_for(begun)
+            raise
         self._pending.clear()
 
     def equals(self, weights: WeightFile, name: str, tensor: Tensor) -> bool:

@@ -129,7 +129,7 @@ def _blobs(home: Path) -> Path | None:
     """Where the files of ``models--OWNER--NAME/snapshots/COMMIT`` in the Hub's cache lie; None for any other folder."""
     model = home.parent.parent
     is_snapshot = home.parent.name == "snapshots" and model.name.startswith("models--")
-    return (model / "blobs").resolve() if is_snapshot else None
+    return model / "blobs" if is_snapshot else None
 
 
 def _indexed(index: Path) -> WeightFiles:

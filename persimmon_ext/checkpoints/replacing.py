@@ -9,9 +9,10 @@ New files are written to a folder beside the old ones. Once they are whole, a jo
 4. model.safetensors or the index, in one rename: from here on the folder holds the new model.
 5. What was the old one's is removed.
 
-So at every moment the folder holds the old model, none, or the new one. Whoever finds a journal (the next of this
-library to save or load there) finishes what it says. A lock on the folder, which dies with its process, keeps two who
-save apart.
+So at every moment the folder holds the old model, none, or the new one; but for a pytorch_model.bin beside them, which
+is nobody's to remove, and which readers find while a folder has no safetensors. Whoever finds a journal (the next of
+this library to save or load there) finishes what it says. A lock on the folder, which dies with its process, keeps two
+who save apart.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
-from persimmon_ext.checkpoints.folder import CONFIG_NAME, QUANTIZED_NAMES, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME
+from persimmon_ext.checkpoints.folder import (
+    CONFIG_NAME,
+    QUANTIZED_NAMES,
+    SAFETENSORS_INDEX_NAME,
+    SAFETENSORS_NAME,
+    WEIGHT_NAMES,
+)
 
 _STAGING_PREFIX = ".saving-"
 _JOURNAL = "files.json"
@@ -54,6 +61,7 @@ def staged(folder: Path, resumed: str | None = None) -> Iterator[Path]:
         _settle_locked(folder, keep=resumed)
         if resumed is None:
             staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
+            staging.chmod(folder.stat().st_mode & 0o777)  # whoever loads from the folder looks for a journal there
         else:
             staging = folder / f"{_STAGING_PREFIX}{resumed}"
             if staging.is_symlink():
@@ -143,8 +151,9 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 
 def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Device, inode, size and time of the config and the weights of `folder`: what a save changes."""
-    names = [CONFIG_NAME, *_FIXED_NAMES, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))]
+    """Device, inode, size and time of the config and the weights of `folder`: what a save, or a download, changes."""
+    fixed = (CONFIG_NAME, *WEIGHT_NAMES, *QUANTIZED_NAMES)
+    names = [*fixed, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))]
     states: dict[str, tuple[int, ...]] = {}
     for name in names:
         with contextlib.suppress(FileNotFoundError):
@@ -160,7 +169,7 @@ def _stagings(folder: Path) -> list[Path]:
 
 def _has_journal(staging: Path) -> bool:
     journal = staging / _JOURNAL
-    return journal.is_file() and not journal.is_symlink()
+    return os.path.isfile(journal) and not journal.is_symlink()  # not where others may not look
 
 
 def _is_interrupted(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext.generation.loop import Task
+from persimmon_ext.generation.sequences import common_beginning
 
 
 class Drafter(Protocol):
@@ -57,10 +58,15 @@ class DraftModel:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._fed = 0
+        self._length = 0  # of the text at the latest call, which gave this guess
+        self._guess: list[int] = []
 
     def propose(self, tokens: Tensor, length: int, most: int) -> list[int]:
         """See `Drafter`."""
-        task, known = self._task, min(self._fed, length - 1)
+        task = self._task
+        # Not every step asks: the tokens since the latest call may be others than it guessed, and more of them.
+        right = common_beginning(tokens[0, self._length : length].tolist(), self._guess)
+        known = min(self._fed, self._length + right, length - 1)
         task.runner.truncate(known)
         ids = tokens[:, :length]
         pending = ids[:, known:]
@@ -70,5 +76,5 @@ class DraftModel:
             pending = task.choose(task.process(ids, logits), place).tokens[:, None]
             ids = torch.cat([ids, pending], dim=1)
         self._fed = ids.shape[1] - 1
-        guess: list[int] = ids[0, length:].tolist()
-        return guess
+        self._length, self._guess = length, ids[0, length:].tolist()
+        return self._guess

@@ -33,8 +33,9 @@ class Pace:
 
     As many as make the most tokens for the time, going by how often the latest drafts were right; and only what is to
     be had on credit: accepted drafts and, a little, every token made add to it, and drafts take from it. So however
-    wrong the drafts are, they take at most `START` steps and a share `EARNED` of the time. What comes out doesn't
-    depend on it. Source of the expected gain: Leviathan et al., arXiv:2211.17192, section 3.3.
+    wrong the drafts are, they take at most `START` steps and a share `EARNED` of the time. What comes out
+    doesn't depend on it, but for the rounding above. Source of the expected gain: Leviathan et al., arXiv:2211.17192,
+    section 3.3.
     """
 
     START, EARNED = 1.0, 0.01

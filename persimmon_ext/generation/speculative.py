@@ -2,8 +2,8 @@
 
 A drafted token stays if it is the one that the model's own choice gives at its place: the likeliest, or the one drawn
 with the noise that belongs to that place. So the result is that of the plain loop, drawn tokens included, whatever
-the drafts are. Source: Leviathan et al., "Fast inference from transformers via speculative decoding",
-arXiv:2211.17192, with the choice coupled by common noise.
+the drafts are, where a step of several tokens rounds as single ones do. Source: Leviathan et al., "Fast inference from
+transformers via speculative decoding", arXiv:2211.17192, with the choice coupled by common noise.
 
 Dims: T tokens of the prompt, D drafted tokens, V vocab; there is one row.
 """
