@@ -18,7 +18,7 @@ python=${1:-python3}
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
 : >"$out/steps.log"
-deadline=$(($(date +%s) + 520))
+deadline=$(($(date +%s) + 510))
 table=() failed=0
 
 # row NAME VERDICT: of the table, which is printed as it grows and again at the end.
@@ -93,6 +93,7 @@ benchmark() { step "$1" "benchmarks: $3" "$python" -m "benchmarks.$2" --device c
 step 230 "build for $TORCH_CUDA_ARCH_LIST" "$python" setup.py -q build_ext --inplace || exit 1
 # Those files alone, so that no other test's needs are imported.
 mapfile -t tests < <(grep -lE '^(pytestmark|@pytest|DEVICES)\b.*mark\.gpu\b|^from .*\bDEVICES\b' tests/test_*.py)
+[ ${#tests[@]} -gt 0 ] || { echo "gpu_check: no test file has the marker gpu." >&2; exit 1; }
 step 100 "tests that need a GPU" "$python" -m pytest -q -m gpu "${tests[@]}"
 benchmark 100 kernels kernels --seconds 0.4 --budget 75 --context 4096 16384
 benchmark 45 decode decode --context 512

@@ -120,8 +120,7 @@ SIMT_DEVICE Candidate block_best(Candidate best, Scores& warp_scores, Tokens& wa
 // Occupancy: draw 256 threads x 4 blocks, 0 B
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads)
-    draw(__grid_constant__ const SampleParams params, __grid_constant__ const LevelParams last, int levels,
-         float log_min_p) {
+    draw(__grid_constant__ const SampleParams params, int levels, float log_min_p) {
   SIMT_SHARED(float, warp_tops, kSampleWarps);
   SIMT_SHARED(uint64_t, warp_sums, kSampleWarps);
   SIMT_SHARED(uint64_t, found, 2);
@@ -135,8 +134,10 @@ __global__ void __launch_bounds__(kSampleThreads)
   uint32_t limit = kInfinityBits;
   if (levels > 0) {
     const int64_t index = row * levels + levels - 1;
-    limit = find_bin(params.histograms + index * kSampleBins, params.ranges[index], kSampleLevels - 1, last.top_k,
-                     last.top_p, warp_sums, found)
+    constexpr int64_t kNoTopK = 0;  // only the first level goes by these
+    constexpr double kNoTopP = 1.0;
+    limit = find_bin(params.histograms + index * kSampleBins, params.ranges[index], kSampleLevels - 1, kNoTopK, kNoTopP,
+                     warp_sums, found)
                 .low;
   }
   const uint64_t seed = static_cast<uint64_t>(params.rng[2 * row]);
@@ -189,7 +190,7 @@ float mass_scale(int64_t V) {
 template <class T>
 cudaError_t launch_kernels(const SampleParams& params, cudaStream_t stream) {
   const int64_t blocks = sample_blocks(params.V);
-  const int levels = params.temperature == 0.0f ? 0 : sample_levels(params.V, params.top_k, params.top_p);
+  const int levels = sample_levels(params.V, params.temperature, params.top_k, params.top_p);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.B)), block(kSampleThreads);
   cudaError_t error = simt::launch_dependent<find_tops<T>>(grid, block, stream, params, int64_t{levels} * kSampleBins);
   const bool counts = levels > 0 && params.top_k > 0 && params.top_k < params.V;
@@ -201,7 +202,7 @@ cudaError_t launch_kernels(const SampleParams& params, cudaStream_t stream) {
   }
   if (error != cudaSuccess) return error;
   const float log_min_p = params.min_p > 0.0 ? static_cast<float>(log(params.min_p)) : kMinusInfinity;
-  return simt::launch_dependent<draw<T>>(grid, block, stream, params, level, levels, log_min_p);
+  return simt::launch_dependent<draw<T>>(grid, block, stream, params, levels, log_min_p);
 }
 
 }  // namespace
@@ -211,7 +212,8 @@ int64_t sample_blocks(int64_t V) {
   return blocks < kMaxBlocks ? blocks : kMaxBlocks;
 }
 
-int sample_levels(int64_t V, int64_t top_k, double top_p) {
+int sample_levels(int64_t V, float temperature, int64_t top_k, double top_p) {
+  if (temperature == 0.0f) return 0;
   return (top_k > 0 && top_k < V ? kSampleLevels : 0) + (top_p < 1.0 ? kSampleLevels : 0);
 }
 

@@ -38,7 +38,7 @@ struct SampleParams {
   float* block_tops;      // [B, blocks] scratch, blocks = sample_blocks(V)
   double* block_scores;   // [B, blocks] scratch
   int64_t* block_tokens;  // [B, blocks] scratch
-  uint64_t* histograms;   // [B, levels, kSampleBins] scratch, levels = sample_levels(V, top_k, top_p)
+  uint64_t* histograms;   // [B, levels, kSampleBins] scratch, of the levels that sample_levels gives
   SampleRange* ranges;    // [B, levels] scratch
   uint32_t* arrivals;     // [B] scratch: blocks that have drawn
   int64_t B, V;
@@ -48,7 +48,7 @@ struct SampleParams {
 };
 
 int64_t sample_blocks(int64_t V);
-int sample_levels(int64_t V, int64_t top_k, double top_p);
+int sample_levels(int64_t V, float temperature, int64_t top_k, double top_p);
 
 // Starts the kernels on `stream`; returns an error for sizes or options out of range or when a launch fails. No rows:
 // cudaSuccess.

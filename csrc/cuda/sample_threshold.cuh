@@ -97,6 +97,7 @@ SIMT_DEVICE SampleRange find_bin(const uint64_t* histogram, SampleRange range, i
     const uint64_t other = __shfl_up_sync(~0u, up_to, offset);
     if (lane >= offset) up_to += other;
   }
+  if (threadIdx.x < 2) found[threadIdx.x] = 0;  // stays where a row weighs nothing
   if (lane == simt::kWarpSize - 1) warp_sums[warp] = up_to;
   __syncthreads();
   uint64_t total = 0;

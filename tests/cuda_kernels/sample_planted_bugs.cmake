@@ -9,6 +9,10 @@ add_planted_bug(arrivals_not_cleared ${sample}
 add_planted_bug(no_wait ${sample}
   ORIGINAL "  simt::wait_for_predecessors();\n" PLANTED ""
   REPORT "SIMT ERROR: a thread of a dependent launch exits without having waited")
+add_planted_bug(waits_too_late ${sample}
+  ORIGINAL "simt::wait_for_predecessors();\n  const int64_t row = blockIdx.y, first"
+  PLANTED "struct Late { ~Late() { simt::wait_for_predecessors(); } } late;\n  const int64_t row = blockIdx.y, first"
+  REPORT "MISMATCH")
 add_planted_bug(bins_not_cleared ${sample}
   ORIGINAL "  own.clear();" PLANTED "  "
   REPORT "SIMT ERROR|MISMATCH")
@@ -52,9 +56,6 @@ add_planted_bug(lost_atomic ${sample_threshold}
 add_planted_bug(lost_carry ${sample_threshold}
   ORIGINAL "if (high_word != 0)" PLANTED "if (false)"
   REPORT "MISMATCH")
-add_planted_bug(additions_not_there ${sample}
-  ORIGINAL "__syncthreads();\n  own.add_to(histogram);" PLANTED "own.add_to(histogram);"
-  REPORT "SIMT ERROR: race: (read|atomic operation) of low_words")
 add_planted_bug(temperature_forgotten KERNEL sample CASE distribution
   ORIGINAL "key_of(logit, top, params.temperature)" PLANTED "key_of(logit, top, 1.0f)"
   REPORT "MISMATCH: chi-square")

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernel_test.h"
+#include "simt/predecessor.h"
 
 namespace {
 
@@ -43,15 +44,22 @@ void fill_streams(const GlobalBuffer<int64_t>& rng, int batch) {
 template <class T>
 std::vector<int64_t> sampled(const GlobalBuffer<T>& logits, const GlobalBuffer<int64_t>& rng, int64_t B, int64_t V,
                              const Options& o) {
-  const int64_t blocks = sample_blocks(V), levels = sample_levels(V, o.top_k, o.top_p);
+  const int64_t blocks = sample_blocks(V), levels = sample_levels(V, o.temperature, o.top_k, o.top_p);
   const GlobalBuffer<int64_t> token(B), block_tokens(B * blocks);
   const GlobalBuffer<float> block_tops(B * blocks);
   const GlobalBuffer<double> block_scores(B * blocks);
   const GlobalBuffer<uint64_t> histograms(B * levels * kSampleBins);
   const GlobalBuffer<SampleRange> ranges(B * levels);
   const GlobalBuffer<uint32_t> arrivals(B);
-  const SampleParams params{logits.data(),
-                            rng.data(),
+  // What a kernel writes that may still run when the first one begins.
+  const GlobalBuffer<T> late_logits(B * V);
+  const GlobalBuffer<int64_t> late_rng(2 * B);
+  simt::set_predecessor([&] {
+    std::copy(logits.data(), logits.data() + B * V, late_logits.data());
+    std::copy(rng.data(), rng.data() + 2 * B, late_rng.data());
+  });
+  const SampleParams params{late_logits.data(),
+                            late_rng.data(),
                             token.data(),
                             block_tops.data(),
                             block_scores.data(),
@@ -274,7 +282,9 @@ void check_launcher(int) {
   params.V = 0;
   expect(launch() == cudaErrorInvalidValue, "no tokens to choose from");
   expect(sample_blocks(262144) == 128 && sample_blocks(1 << 30) == 256, "2048 tokens a block, 256 blocks at most");
-  expect(sample_levels(100, 100, 1.0) == 0 && sample_levels(100, 99, 0.5) == 6, "three levels a filter that filters");
+  expect(sample_levels(100, 1.0f, 100, 1.0) == 0 && sample_levels(100, 1.0f, 99, 0.5) == 6,
+         "three levels a filter that filters");
+  expect(sample_levels(100, 0.0f, 99, 0.5) == 0, "nothing is filtered for the likeliest token");
 }
 
 }  // namespace

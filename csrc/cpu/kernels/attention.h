@@ -71,7 +71,7 @@ struct AttentionBackwardParams {
 // Floats of scratch: queries and output gradients of a block, K, K^T, V^T, dK and dV of a block, probabilities and
 // score gradients, these rounded, and the row sums of dout * out.
 static constexpr int64_t attention_backward_scratch(int64_t T, int64_t D) {
-  return 7 * kKeyBlock * padded(D) + 4 * kKeyBlock * kKeyBlock + padded(T);
+  return 7 * kKeyBlock * padded(D) + 3 * kKeyBlock * kKeyBlock + padded(T);
 }
 
 PERSIMMON_DECLARE_KERNEL(attention, AttentionParams)                   // over B * H * query_blocks(T) * splits

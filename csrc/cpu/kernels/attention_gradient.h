@@ -15,7 +15,7 @@ struct GradientScratch {
   float *k_transposed, *v_transposed;     // [D, kKeyBlock], or pairs along D
   float *dk, *dv;                         // [keys, padded(D)]
   float *probabilities, *score_gradient;  // [rows, kKeyBlock]
-  float* rounded;                         // room for as many elements again as both of these have
+  float* rounded;                         // one of these in bf16, and behind it its pairs along the rows
   float* delta;                           // [T]: sum over the keys of probability * dprobability
 
   GradientScratch(float* scratch, int64_t P) {
@@ -26,7 +26,7 @@ struct GradientScratch {
     probabilities = scratch;
     score_gradient = probabilities + kKeyBlock * kKeyBlock;
     rounded = score_gradient + kKeyBlock * kKeyBlock;
-    delta = rounded + 2 * kKeyBlock * kKeyBlock;
+    delta = rounded + kKeyBlock * kKeyBlock;
   }
 };
 

@@ -29,7 +29,7 @@ struct Product {
   at::Tensor y2d() const { return y.view({M, N}); }
   // Whether the kernels for few rows take it: they are for 16-bit elements, and for sizes that their grids hold.
   bool has_few_rows() const {
-    constexpr int64_t kMaxInputs = (1 << 24) - 1, kMaxOutputs = 1 << 30;
+    constexpr int64_t kMaxInputs = 65535 * 256, kMaxOutputs = 1 << 30;  // a grid has at most 65535 splits of K
     return M <= kFewRows && dtype != simt::Dtype::kFloat32 && K <= kMaxInputs && N <= kMaxOutputs;
   }
 };

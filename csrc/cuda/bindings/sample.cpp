@@ -23,7 +23,8 @@ at::Tensor sample(const at::Tensor& logits_, const at::Tensor& rng_, double temp
   const c10::cuda::CUDAGuard guard(logits_.device());
   const at::Tensor logits = logits_.contiguous(), rng = rng_.contiguous();
   const at::Tensor token = at::empty({B}, rng.options());
-  const int64_t blocks = sample_blocks(V), levels = sample_levels(V, top_k, top_p);
+  const float divisor = sample_divisor(temperature);
+  const int64_t blocks = sample_blocks(V), levels = sample_levels(V, divisor, top_k, top_p);
   const at::Tensor block_tops = at::empty({B, blocks}, logits.options().dtype(at::kFloat));
   const at::Tensor block_scores = at::empty({B, blocks}, logits.options().dtype(at::kDouble));
   const at::Tensor block_tokens = at::empty({B, blocks}, rng.options());
@@ -43,7 +44,7 @@ at::Tensor sample(const at::Tensor& logits_, const at::Tensor& rng_, double temp
       .arrivals = static_cast<uint32_t*>(arrivals.mutable_data_ptr()),
       .B = B,
       .V = V,
-      .temperature = sample_divisor(temperature),
+      .temperature = divisor,
       .top_k = top_k,
       .top_p = top_p,
       .min_p = min_p,
