@@ -10,54 +10,65 @@ namespace persimmon::cpu::PERSIMMON_ISA {
 inline constexpr int kPass = 8;         // rows of W^T in a pass over the sums: as many as there are registers for
 inline constexpr int64_t kLine = 64;    // bytes that memory delivers at once
 inline constexpr int64_t kPage = 4096;  // bytes whose address is looked up at once
+inline constexpr int64_t kNear = 128;   // bytes between a line that is read and one that is brought closer
+inline constexpr int kSecondCache = 2;  // as the builtin names it
+// Rows whose addresses are looked up at once, long before they are asked for. Page tables are read side by side, so one
+// row at a time loses a tenth where pages are small; a whole pass at once holds up the lines of the rows in between.
+inline constexpr int kLookUps = 4;
 
-// How long before reading a line, bytes, it is asked for: into the second cache, and from there into the first.
-inline constexpr int64_t kAhead = 2048, kNear = 256;
-inline constexpr int kPagesAhead = 3;  // passes between reading rows and looking up where they are
+// The rows of W^T that a pass reads, those of the next pass, and those of two passes behind it: R of each.
+struct Passes {
+  const int32_t *rows, *next, *later;
+};
 
-// R rows read side by side.
+// R rows read side by side, and where the lines lie that are asked for meanwhile.
 template <int R>
 struct Streams {
-  const char* row[R];
-  const char* next[R];  // those that are read afterwards
-  int64_t bytes;        // in a row
+  const char *row[R], *next[R], *later[R];
+  int64_t bytes;      // in a row
+  int ahead = 0;      // of the next rows, the one whose lines are asked for
+  int64_t asked = 0;  // bytes of it
 };
 
 template <int R>
-PERSIMMON_INLINE Streams<R> streams_of(const void* weight, int64_t bytes, const int32_t* rows, const int32_t* next) {
+PERSIMMON_INLINE Streams<R> streams_of(const void* weight, int64_t bytes, const Passes& passes) {
   const char* base = static_cast<const char*>(weight);
   Streams<R> s;
   s.bytes = bytes;
   for (int r = 0; r < R; ++r) {
-    s.row[r] = base + rows[r] * bytes;
-    s.next[r] = base + next[r] * bytes;
+    s.row[r] = base + passes.rows[r] * bytes;
+    s.next[r] = base + passes.next[r] * bytes;
+    s.later[r] = base + passes.later[r] * bytes;
   }
   return s;
 }
 
-// Called with every offset in turn, before reading what lies there: asks for the lines kAhead behind it, at the end of
-// the rows for the first ones of the rows that follow. The processor's own prefetcher stops at the end of a page, and
-// reads on where rows are left out. Into the second cache: the first has too few buffers for lines under way, so that
-// 2048 bytes ahead cost a quarter there, and 256, the best, lose up to a fifth to this.
+PERSIMMON_INLINE void look_up_pages(const char* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kPage) __builtin_prefetch(row + i, 0, kSecondCache);
+}
+
+// Called with every offset in turn: with each line of the rows, asks for as many lines of the next ones, row after row,
+// so that memory delivers long runs. The processor's own prefetcher stops at the end of a page, and reads on where rows
+// are left out. Into the second cache: the first has too few buffers for lines under way.
 template <int R>
-PERSIMMON_INLINE void prefetch(const Streams<R>& s, int64_t offset) {
-  if (offset % kLine != 0) return;
-  constexpr int kSecondCache = 2;
-  const int64_t ahead = offset + (kAhead < s.bytes ? kAhead : s.bytes);
-  for (int r = 0; r < R; ++r) {
-    __builtin_prefetch(ahead < s.bytes ? s.row[r] + ahead : s.next[r] + (ahead - s.bytes), 0, kSecondCache);
+PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
+  if (offset % kLine != 0 || s.ahead == R) return;
+  const char* line = s.next[s.ahead] + s.asked;
+  for (int r = 0; r < R; ++r) __builtin_prefetch(line + r * kLine, 0, kSecondCache);
+  if (s.asked == 0 && s.ahead % kLookUps == 0) {
+    for (int r = s.ahead; r < R && r < s.ahead + kLookUps; ++r) look_up_pages(s.later[r], s.bytes);
+  }
+  s.asked += R * kLine;
+  if (s.asked >= s.bytes) {
+    s.asked = 0;
+    ++s.ahead;
   }
 }
 
-PERSIMMON_INLINE void look_up_pages(const void* data, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kPage) __builtin_prefetch(static_cast<const char*>(data) + i, 0, 2);
-}
-
 // `Weights` has a type H that activations are converted to, bf16 or float, and
-//   void look_up(int64_t row) const,  which calls look_up_pages for all that it will read of a row;
-//   template <int R> void add(const int32_t* rows, const int32_t* next, const H* h, float* sums) const
-// which adds h[m * kPass + r] times row rows[r] of W^T to the sums of row m of x, for r < R and m < M, while asking for
-// rows next[r]; and
+//   template <int R> void add(const Passes& passes, const H* h, float* sums) const
+// which adds h[m * kPass + r] times row passes.rows[r] of W^T to the sums of row m of x, for r < R and m < M, while
+// asking for the next rows; and
 //   void finish(float* sums) const,   which brings the sums into the order of the columns.
 template <class Weights, class T>
 struct Axpy {
@@ -71,8 +82,6 @@ struct Axpy {
 
   template <int R>
   void pass(int64_t i, float* sums) const {
-    const int64_t later = i + kPagesAhead * R;
-    for (int64_t r = later; r < later + R && r < stop; ++r) weights.look_up(p.rows[r]);
     typename Weights::H h[kStreamedRows * kPass];
     for (int64_t m = 0; m < p.M; ++m) {
       T x[kPass] = {};
@@ -80,7 +89,9 @@ struct Axpy {
       load_activations(x, h + m * kPass);
     }
     const int32_t* rows = p.rows + i;
-    weights.template add<R>(rows, i + 2 * R <= stop ? rows + R : rows, h, sums);
+    const int32_t* next = i + 2 * R <= stop ? rows + R : rows;
+    const int32_t* later = i + 4 * R <= stop ? rows + 3 * R : next;
+    weights.template add<R>({rows, next, later}, h, sums);
   }
 
   template <int R>
@@ -140,8 +151,8 @@ struct WideColumns {
   int64_t M, C;
 
   template <int R>
-  void add(const int32_t* rows, const int32_t* next, const float* h, float* sums) const {
-    const Streams<R> streams = streams_of<R>(weight, C * sizeof(T), rows, next);
+  void add(const Passes& passes, const float* h, float* sums) const {
+    Streams<R> streams = streams_of<R>(weight, C * sizeof(T), passes);
     const auto row = [&](int r) { return reinterpret_cast<const T*>(streams.row[r]); };
     if (M == 1) {
       vf factor[R];
@@ -164,7 +175,6 @@ struct WideColumns {
     });
   }
 
-  void look_up(int64_t row) const { look_up_pages(weight + row * C, C * sizeof(T)); }
   void finish(float*) const {}
 };
 

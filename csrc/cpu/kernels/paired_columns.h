@@ -47,7 +47,7 @@ struct PairedColumns {
   PERSIMMON_INLINE __mmask32 first(int64_t n) { return n >= 32 ? ~__mmask32(0) : (__mmask32(1) << n) - 1; }
 
   template <int R>
-  PERSIMMON_INLINE void load_rows(const Streams<R>& s, int64_t c, __mmask32 mask, Pairs (&pairs)[(R + 1) / 2]) {
+  PERSIMMON_INLINE void load_rows(Streams<R>& s, int64_t c, __mmask32 mask, Pairs (&pairs)[(R + 1) / 2]) {
     prefetch(s, c * sizeof(T));
     const auto row = [&](int r) { return reinterpret_cast<const T*>(s.row[r]) + c; };
     for (int r = 0; r + 1 < R; r += 2) pairs[r / 2] = load_pairs(row(r), mask, row(r + 1), mask);
@@ -71,9 +71,9 @@ struct PairedColumns {
   }
 
   template <int R>
-  void add(const int32_t* rows, const int32_t* next, const bf16* h, float* sums) const {
+  void add(const Passes& passes, const bf16* h, float* sums) const {
     constexpr int kPairs = (R + 1) / 2;
-    const Streams<R> streams = streams_of<R>(weight, C * sizeof(T), rows, next);
+    Streams<R> streams = streams_of<R>(weight, C * sizeof(T), passes);
     Pairs pairs[kPairs];
     __m512bh factors[kPairs];
     if (M == 1) {
@@ -102,8 +102,6 @@ struct PairedColumns {
       }
     });
   }
-
-  void look_up(int64_t row) const { look_up_pages(weight + row * C, C * sizeof(T)); }
 
   void finish(float* sums) const {
     if constexpr (sizeof(T) == 1) return;

@@ -12,13 +12,13 @@ struct Int4Columns {
   int64_t M, C;
 
   template <int R>
-  void add(const int32_t* rows, const int32_t* next, const float* h, float* sums) const {
+  void add(const Passes& passes, const float* h, float* sums) const {
     const int64_t groups = C / kInt4Group;
-    const Streams<R> streams = streams_of<R>(packed, C / 2, rows, next);
+    Streams<R> streams = streams_of<R>(packed, C / 2, passes);
     const float* scale_of[R];
     for (int r = 0; r < R; ++r) {
-      scale_of[r] = scale + rows[r] * groups;
-      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + next[r] * groups + g);
+      scale_of[r] = scale + passes.rows[r] * groups;
+      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + passes.next[r] * groups + g);
     }
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for (int64_t i = 0; i < columns; i += kInt4Group) {
@@ -30,8 +30,8 @@ struct Int4Columns {
   }
 
   template <int R>
-  PERSIMMON_INLINE void add_group(const Streams<R>& streams, const float* const (&scale_of)[R], int64_t g,
-                                  const float* h, float* sum) {
+  PERSIMMON_INLINE void add_group(Streams<R>& streams, const float* const (&scale_of)[R], int64_t g, const float* h,
+                                  float* sum) {
     prefetch(streams, g * kGroupBytes);
     vf factor[R];
     for (int r = 0; r < R; ++r) factor[r] = broadcast(h[r] * scale_of[r][g]);
@@ -48,7 +48,7 @@ struct Int4Columns {
   }
 
   template <int R>
-  PERSIMMON_INLINE void add_group_of_rows(const Streams<R>& streams, const float* const (&scale_of)[R], int64_t g,
+  PERSIMMON_INLINE void add_group_of_rows(Streams<R>& streams, const float* const (&scale_of)[R], int64_t g,
                                           const float* h, float* sums, int64_t M) {
     prefetch(streams, g * kGroupBytes);
     for (int i = 0; i < kGroupBytes; i += kLanes) {
@@ -63,10 +63,6 @@ struct Int4Columns {
     }
   }
 
-  void look_up(int64_t row) const {
-    look_up_pages(packed + row * (C / 2), C / 2);
-    look_up_pages(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
-  }
   void finish(float*) const {}
 };
 
@@ -95,7 +91,7 @@ struct Int4Words {
   }
 
   template <int R>
-  PERSIMMON_INLINE void add_block(const Streams<R>& streams, const float* const (&scale_of)[R], int64_t g, bool whole,
+  PERSIMMON_INLINE void add_block(Streams<R>& streams, const float* const (&scale_of)[R], int64_t g, bool whole,
                                   const __m512 (&h)[R], float* sums) {
     prefetch(streams, g * kGroupBytes);
     __m512 sum[8];
@@ -120,24 +116,19 @@ struct Int4Words {
   }
 
   template <int R>
-  void add(const int32_t* rows, const int32_t* next, const float* h, float* sums) const {
+  void add(const Passes& passes, const float* h, float* sums) const {
     const int64_t groups = C / kInt4Group;
-    const Streams<R> streams = streams_of<R>(packed, C / 2, rows, next);
+    Streams<R> streams = streams_of<R>(packed, C / 2, passes);
     const float* scale_of[R];
     __m512 factors[R];
     for (int r = 0; r < R; ++r) {
-      scale_of[r] = scale + rows[r] * groups;
-      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + next[r] * groups + g);
+      scale_of[r] = scale + passes.rows[r] * groups;
+      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + passes.next[r] * groups + g);
       factors[r] = _mm512_set1_ps(h[r]);
     }
     int64_t g = 0;
     for (; g + 2 <= groups; g += 2) add_block(streams, scale_of, g, true, factors, sums + g * kInt4Group);
     if (g < groups) add_block(streams, scale_of, g, false, factors, sums + g * kInt4Group);
-  }
-
-  void look_up(int64_t row) const {
-    look_up_pages(packed + row * (C / 2), C / 2);
-    look_up_pages(scale + row * (C / kInt4Group), C / kInt4Group * sizeof(float));
   }
 
   // Word w has columns 4 w, …, 4 w + 3 of the 32 low and the 32 high nibbles of its group, in the vectors of every
