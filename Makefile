@@ -42,9 +42,10 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-# Compiles every CUDA kernel with nvcc for all targets; fails on spills and stack frames.
+# Compiles every CUDA kernel with nvcc for all targets, fails on spills and stack frames; and the kernels' tests, for one.
 check-cuda:
 	scripts/check_kernels.sh
+	scripts/test_kernels_on_gpu.sh --compile 90a
 
 $(VENV)/installed: scripts/setup_env.sh constraints.txt $(SOURCES)
 	PYTHON=$(PYTHON) scripts/setup_env.sh $(VENV) ""

@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "kernel_test.h"
-#include "simt/predecessor.h"
 
 namespace {
 
