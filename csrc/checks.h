@@ -68,4 +68,9 @@ inline void check_eps(double eps) {
   TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0.0, "eps must be finite and not negative, got ", eps, ".");
 }
 
+// Of attention's scores.
+inline void check_score_scale(double scale) {
+  TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be finite, got ", scale, ".");
+}
+
 }  // namespace persimmon

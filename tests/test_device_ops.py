@@ -3,6 +3,7 @@ CUDA graph. The CPU's turn keeps these tests right where there is no GPU."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from benchmarks.cases import Case, Shapes, tensors
 from benchmarks.kernels import CASES
 from benchmarks.weights import Filler
+from persimmon_ext import ops
 from persimmon_ext.ops.native import has_kernels
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -57,6 +59,65 @@ def test_same_bits_every_time(op: str, device: str) -> None:
         first = copies(case.ours())
         for again in (copies(case.ours()) for _ in range(3)):
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), case.shape
+
+
+def scalar_calls(
+    eps: float, scale: float, dtype: torch.dtype, device: str
+) -> dict[str, tuple[Callable[[], Any], list[Tensor]]]:
+    """What each op with an eps or a scale does with these, and the caches that it would write."""
+    B, T, H, S, D = 1, 2, 2, 4, 64
+    x, w = torch.ones(3, D, dtype=dtype, device=device), torch.ones(D, dtype=dtype, device=device)
+    qkv = torch.ones(B, T, H, 3, D, dtype=dtype, device=device)
+    angles = torch.ones(1, T, D // 4, device=device)
+    parameters = (qkv, w, w, w, w, angles, angles)
+    q = qkv[:, :, :, 0].transpose(1, 2)
+    caches = [torch.zeros(B, H, S, D, dtype=dtype, device=device) for _ in range(2)]
+    codes = [torch.zeros(B, H, S, D, dtype=torch.int8, device=device) for _ in range(2)]
+    scales = [torch.zeros(B, H, S, 1, device=device) for _ in range(2)]
+    slots = torch.tensor([[1, 2]], device=device)
+    int8 = [*codes, *scales]
+    return {
+        "layer_norm": (lambda: ops.layer_norm(x, w, w, eps), []),
+        "add_layer_norm": (lambda: ops.add_layer_norm(x, x, w, w, eps), []),
+        "norm_linear": (lambda: ops.norm_linear(x, w, w, eps, x), []),
+        "norm_mlp": (lambda: ops.norm_mlp(x, w, w, eps, x, None, None, x.T, None, None), []),
+        "qk_norm_rope": (lambda: ops.qk_norm_rope(*parameters, eps), []),
+        "qk_norm_rope_append_": (lambda: ops.qk_norm_rope_append_(*parameters, *caches, slots, eps), caches),
+        "attention": (lambda: ops.attention(q, q, q, scale=scale), []),
+        "decode_attention_": (
+            lambda: ops.decode_attention_(*parameters, *caches, slots, eps=eps, scale=scale),
+            caches,
+        ),
+        "decode_attention_int8_": (
+            lambda: ops.decode_attention_int8_(*parameters, *int8, slots, eps=eps, scale=scale),
+            int8,
+        ),
+    }
+
+
+WITH_EPS = [op for op in scalar_calls(0.0, 1.0, torch.float32, "cpu") if op != "attention"]
+WITH_SCALE = ("attention", "decode_attention_", "decode_attention_int8_")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["kernel", "reference"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("op", "eps", "scale", "message"),
+    [
+        *((op, -1e-3, 0.5, "eps must be finite and not negative, got -0.001.") for op in WITH_EPS),
+        *((op, float("nan"), 0.5, "eps must be finite and not negative, got nan.") for op in WITH_EPS),
+        *((op, 1e-5, float("inf"), "scale must be finite, got inf.") for op in WITH_SCALE),
+        *((op, 1e-5, float("nan"), "scale must be finite, got nan.") for op in WITH_SCALE),
+    ],
+)
+def test_bad_scalars_raise_before_anything_is_written(
+    op: str, eps: float, scale: float, message: str, device: str, dtype: torch.dtype
+) -> None:
+    call, written = scalar_calls(eps, scale, dtype, device)[op]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call()
+    assert not any(cache.any() for cache in written)
 
 
 def on_side_stream(call: Callable[[], Any]) -> Any:

@@ -18,8 +18,9 @@ const int64_t* check_range(std::optional<at::Tensor>& values, const char* name, 
   return values->const_data_ptr<int64_t>();
 }
 
-// Of q [B, H, T, D] and S keys. Checks the range.
+// Of q [B, H, T, D] and S keys. Checks the range and the scale.
 AttentionShape shape_of(const at::Tensor& q, int64_t S, KeyRange& range, double scale) {
+  check_score_scale(scale);
   return {
       .start = check_range(range.start, "start", q),
       .length = check_range(range.length, "length", q),

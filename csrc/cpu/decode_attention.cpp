@@ -54,6 +54,7 @@ at::Tensor decode_attention_(const at::Tensor& qkv, const at::Tensor& q_weight, 
                              const at::Tensor& slots, const std::optional<at::Tensor>& start, double eps,
                              double scale) {
   const KeyRange range = key_range("decode_attention_", qkv, slots, start);
+  check_score_scale(scale);
   const at::Tensor q =
       qk_norm_rope_append(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, k_cache, v_cache, slots, eps);
   return std::get<0>(attend(q, k_cache, v_cache, range, scale));
@@ -65,6 +66,7 @@ at::Tensor decode_attention_int8_(const at::Tensor& qkv, const at::Tensor& q_wei
                                   const at::Tensor& k_scale, const at::Tensor& v_scale, const at::Tensor& slots,
                                   const std::optional<at::Tensor>& start, double eps, double scale) {
   const KeyRange range = key_range("decode_attention_int8_", qkv, slots, start);
+  check_score_scale(scale);
   const Int8Caches caches{k_cache, v_cache, k_scale, v_scale};
   const at::Tensor q =
       qk_norm_rope_append_int8(qkv, {q_weight, q_bias, k_weight, k_bias}, cos, sin, caches, slots, eps);

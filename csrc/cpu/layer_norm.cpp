@@ -12,9 +12,10 @@
 namespace persimmon::cpu {
 namespace {
 
-void check(const at::Tensor& x, const at::Tensor& weight) {
+void check(const at::Tensor& x, const at::Tensor& weight, double eps) {
   TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
   check_like(weight, "weight", x, "x", {x.size(-1)});
+  check_eps(eps);
 }
 
 // Results of so many bytes are stored past the caches: memory need not be read before it is written, a third of what
@@ -25,7 +26,7 @@ int64_t rows_of(const at::Tensor& x) { return x.size(-1) == 0 ? 0 : x.numel() / 
 
 std::tuple<at::Tensor, at::Tensor> norm(const at::Tensor& x_, const at::Tensor* residual_, const at::Tensor& weight,
                                         const at::Tensor& bias, double eps) {
-  check(x_, weight);
+  check(x_, weight, eps);
   check_like(bias, "bias", x_, "x", {x_.size(-1)});
   if (residual_ != nullptr) check_like(*residual_, "residual", x_, "x", x_.sizes());
   const at::Tensor x = x_.contiguous(), w = weight.contiguous(), b = bias.contiguous();
@@ -59,7 +60,7 @@ std::tuple<at::Tensor, at::Tensor> add_layer_norm(const at::Tensor& x, const at:
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Tensor& grad_, const at::Tensor& x_,
                                                                    const at::Tensor& weight, double eps) {
-  check(x_, weight);
+  check(x_, weight, eps);
   check_like(grad_, "grad", x_, "x", x_.sizes());
   const at::Tensor x = x_.contiguous(), grad = grad_.contiguous(), w = weight.contiguous();
   const int64_t C = x.size(-1), rows = rows_of(x);

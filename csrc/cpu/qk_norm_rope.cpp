@@ -65,16 +65,18 @@ at::Tensor run(const at::Tensor& qkv_, const QkNorms& norms, const at::Tensor& c
   return q;
 }
 
-void check_arguments(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos, const at::Tensor& sin) {
+void check_arguments(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos, const at::Tensor& sin,
+                     double eps) {
   check_qkv(qkv, norms.q_weight, norms.k_weight);
   check_like(norms.q_bias, "q_bias", qkv, "qkv", {qkv.size(4)});
   check_like(norms.k_bias, "k_bias", qkv, "qkv", {qkv.size(4)});
   check_rotation(cos, sin, qkv);
+  check_eps(eps);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_rope(const at::Tensor& qkv, const QkNorms& norms,
                                                          const at::Tensor& cos, const at::Tensor& sin, double eps) {
-  check_arguments(qkv, norms, cos, sin);
+  check_arguments(qkv, norms, cos, sin, eps);
   const at::Tensor k = on_huge_pages(at::empty({qkv.size(0), qkv.size(2), qkv.size(1), qkv.size(4)}, qkv.options()));
   const at::Tensor v = on_huge_pages(at::empty_like(k));
   return {run(qkv, norms, cos, sin, k, v, at::Tensor(), eps), k, v};
@@ -109,6 +111,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> qk_norm_r
     double eps) {
   check_qkv(qkv_, q_weight_, k_weight_);
   check_rotation(cos_, sin_, qkv_);
+  check_eps(eps);
   const int64_t B = qkv_.size(0), T = qkv_.size(1), H = qkv_.size(2), D = qkv_.size(4);
   check_like(dq_, "dq", qkv_, "qkv", {B, H, T, D});
   check_like(dk_, "dk", qkv_, "qkv", {B, H, T, D});
@@ -170,7 +173,7 @@ TORCH_LIBRARY_IMPL(persimmon_ext, CPU, m) {
 at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
                                const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
                                const at::Tensor& slots_, double eps) {
-  check_arguments(qkv, norms, cos, sin);
+  check_arguments(qkv, norms, cos, sin, eps);
   check_caches(k_cache, v_cache, qkv);
   check_slots(slots_, qkv);
   const at::Tensor slots = slots_.contiguous();
@@ -181,7 +184,7 @@ at::Tensor qk_norm_rope_append(const at::Tensor& qkv, const QkNorms& norms, cons
 at::Tensor qk_norm_rope_append_int8(const at::Tensor& qkv, const QkNorms& norms, const at::Tensor& cos,
                                     const at::Tensor& sin, const Int8Caches& caches, const at::Tensor& slots_,
                                     double eps) {
-  check_arguments(qkv, norms, cos, sin);
+  check_arguments(qkv, norms, cos, sin, eps);
   check_int8_caches(caches, qkv);
   check_slots(slots_, qkv);
   const at::Tensor slots = slots_.contiguous();

@@ -48,6 +48,7 @@ def attention(
         scale: of the scores, default 1 / sqrt(D).
     Returns: out [B, T, H, D] and the scores' log-sum-exp, float32 [B, H, T]. A query that sees no key gives 0 and -inf.
         Differentiable in q, k, v through `out` (the log-sum-exp carries no gradient).
+    Raises: ValueError naming the argument whose shape doesn't fit, or a scale that isn't finite.
     Source: online softmax, Milakov and Gimelshein 2018; blocked as in FlashAttention, Dao et al. 2022.
     """
     if (dtype := autocast_dtype(q)) is not None:
@@ -56,6 +57,7 @@ def attention(
     fits_cuda = q.dtype != torch.float32 and q.shape[-1] == CUDA_HEAD_DIM  # the tensor cores' dtypes
     if takes("attention", q, k, v, backward="attention_backward", fits_cuda=fits_cuda):
         return run(_ops.attention, q, k, v, start, length, offset, scale)
+    _check_scale(scale)
     if k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.shape != k.shape:
         shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
         raise ValueError(f"q must be [B, H, T, D], and k and v [B, H, S, D]; got {shapes}.")
@@ -168,6 +170,7 @@ def _decode(
     if parameters and takes(op, qkv, *norms, *alike, fits_cuda=fits_decode_kernel(qkv, cos)):
         return cast(Tensor, getattr(_ops, op)(qkv, *parameters, cos, sin, *caches, slots, start, eps, scale))
     _check_step(op, qkv, slots)
+    _check_scale(scale)  # before anything is written
     q, k, v = append()
     out, _ = attention(q, k, v, start=start, length=slots[:, -1] + 1, offset=slots[:, 0], scale=scale)
     return out
@@ -178,6 +181,11 @@ def _check_step(op: str, qkv: Tensor, slots: Tensor) -> None:
         raise ValueError(f"{op} takes 1 to {MAX_DECODE_TOKENS} new tokens, got {qkv.shape[1]}.")
     if bool((slots.diff(dim=1) != 1).any()):
         raise ValueError(f"slots must be consecutive in each row, got {slots.tolist()}.")
+
+
+def _check_scale(scale: float) -> None:
+    if not -float("inf") < scale < float("inf"):
+        raise ValueError(f"scale must be finite, got {scale:g}.")
 
 
 @torch.library.register_fake("persimmon_ext::attention")

@@ -13,6 +13,12 @@ from persimmon_ext.ops.native import promote, register_once_differentiable, run,
 _ops = torch.ops.persimmon_ext
 
 
+def check_eps(eps: float) -> None:
+    """Raises ValueError for what no norm can add to the variance, in the kernels' words."""
+    if not 0.0 <= eps < float("inf"):
+        raise ValueError(f"eps must be finite and not negative, got {eps:g}.")
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension (Ba et al. 2016), statistics in float32, one rounding.
 
@@ -21,11 +27,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         weight, bias: [C].
         eps: added to the variance.
     Returns: [..., C] in x's dtype (the widest of the three under autocast). Differentiable.
-    Raises: ValueError where weight or bias isn't [C]; TypeError where dtypes can't be combined.
+    Raises: ValueError where weight or bias isn't [C], or eps is negative or not finite; TypeError where dtypes can't be
+        combined.
     """
     x, weight, bias = promote(x, weight, bias)
     if takes("layer_norm", x, weight, bias, backward="layer_norm_backward"):
         return run(_ops.layer_norm, x, weight, bias, eps)
+    check_eps(eps)
     return reference.layer_norm(x, weight, bias, eps)
 
 
@@ -41,6 +49,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     x, residual, weight, bias = promote(x, residual, weight, bias)
     if takes("add_layer_norm", x, residual, weight, bias, backward="layer_norm_backward"):
         return run(_ops.add_layer_norm, x, residual, weight, bias, eps)
+    check_eps(eps)
     return reference.add_layer_norm(x, residual, weight, bias, eps)
 
 

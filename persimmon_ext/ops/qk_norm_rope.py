@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from persimmon_ext import reference
+from persimmon_ext.ops.layer_norm import check_eps
 from persimmon_ext.ops.native import (
     CUDA_HEAD_DIM,
     CUDA_ROTARY_DIM,
@@ -53,6 +54,7 @@ def qk_norm_rope(
         cos, sin: float32 [B or 1, T, R/2].
         eps: added to the variance.
     Returns: q, k, v, each [B, H, T, D], contiguous. Differentiable in qkv and the norms' parameters.
+    Raises: ValueError naming the argument whose shape doesn't fit, or an eps that is negative or not finite.
     Source: QK-norm, Dehghani et al. 2023; rotary, Su et al. 2021; the order is that of Adept's Persimmon.
     """
     norms = (q_weight, q_bias, k_weight, k_bias)
@@ -65,6 +67,7 @@ def qk_norm_rope(
         and cos.dtype == torch.float32
     ):
         return run(_ops.qk_norm_rope, qkv, *parameters, cos, sin, eps)
+    check_eps(eps)
     return reference.qk_norm_rope(qkv, *norms, cos, sin, eps)
 
 
@@ -95,6 +98,7 @@ def qk_norm_rope_append_(
     refuse_gradients("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache)
     if parameters and takes("qk_norm_rope_append_", qkv, *norms, k_cache, v_cache, fits_cuda=has_cuda_sizes(qkv, cos)):
         return _ops.qk_norm_rope_append_(qkv, *parameters, cos, sin, k_cache, v_cache, slots, eps)
+    check_eps(eps)
     q, k, v = reference.qk_norm_rope(qkv, *norms, cos, sin, eps)
     reference.append_(k.to(k_cache.dtype), v.to(v_cache.dtype), k_cache, v_cache, slots)
     return q

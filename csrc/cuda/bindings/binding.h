@@ -7,8 +7,6 @@
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
-#include <cmath>
-
 #include "../../checks.h"
 #include "../../simt/simt.h"
 
@@ -25,11 +23,6 @@ inline simt::Dtype dtype_of(const at::Tensor& t, const char* name) {
     default:
       TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16 or float16, got ", dtype_name(t.scalar_type()), ".");
   }
-}
-
-// Of attention's scores.
-inline void check_score_scale(double scale) {
-  TORCH_CHECK_VALUE(std::isfinite(scale), "scale must be finite, got ", scale, ".");
 }
 
 // For what a kernel's grid has in its second or third dimension.
