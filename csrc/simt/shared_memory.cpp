@@ -115,15 +115,20 @@ void SharedStorage::check_after_all(const char* access, int64_t index, const Whe
   check_after(elements_[index].updates, access, index, where);
 }
 
-const void* SharedStorage::read(int64_t index, int64_t bytes, const Where& where) {
+char* SharedStorage::access(const char* name, Accesses Element::* own, Accesses Element::* disturbing, int64_t index,
+                            int64_t bytes, const Where& where) {
   const EmulatorSection section;
   const Range range = begin_access(index, bytes, where);
   for (int64_t i = range.begin; i < range.end; ++i) {
-    check_after_write("read", i, where);
-    check_after(elements_[i].updates, "read", i, where);
-    elements_[i].reads.add_current();
+    check_after_write(name, i, where);
+    check_after(elements_[i].*disturbing, name, i, where);
+    (elements_[i].*own).add_current();
   }
   return address(index);
+}
+
+const void* SharedStorage::read(int64_t index, int64_t bytes, const Where& where) {
+  return access("read", &Element::reads, &Element::updates, index, bytes, where);
 }
 
 void* SharedStorage::write(int64_t index, int64_t bytes, const Where& where) {
@@ -137,14 +142,7 @@ void* SharedStorage::write(int64_t index, int64_t bytes, const Where& where) {
 }
 
 void* SharedStorage::update(int64_t index, int64_t bytes, const Where& where) {
-  const EmulatorSection section;
-  const Range range = begin_access(index, bytes, where);
-  for (int64_t i = range.begin; i < range.end; ++i) {
-    check_after_write("atomic operation", i, where);
-    check_after(elements_[i].reads, "atomic operation", i, where);
-    elements_[i].updates.add_current();
-  }
-  return address(index);
+  return access("atomic operation", &Element::updates, &Element::reads, index, bytes, where);
 }
 
 void SharedStorage::start_copy(int64_t index, int64_t bytes, const Where& where) {

@@ -63,6 +63,10 @@ class SharedStorage {
   };
 
   Range begin_access(int64_t index, int64_t bytes, const Where& where);
+  // Checks that the access `name` comes after writes and after those of the kind `disturbing`; notes it as one of
+  // `own`.
+  char* access(const char* name, Accesses Element::* own, Accesses Element::* disturbing, int64_t index, int64_t bytes,
+               const Where& where);
   void check_landed(int64_t index, const Where& where) const;
   void check_after_write(const char* access, int64_t index, const Where& where) const;
   void check_after(const Accesses& others, const char* access, int64_t index, const Where& where) const;

@@ -1,5 +1,4 @@
 set(sample KERNEL sample CASE bfloat16)
-set(sample_threshold ${sample} HEADER sample_threshold)
 add_planted_bug(histogram_not_cleared ${sample}
   ORIGINAL "params.histograms[row * histogram_words + i] = 0;" PLANTED "{}"
   REPORT "MISMATCH")
@@ -31,6 +30,8 @@ add_planted_bug(winners_not_there ${sample}
 add_planted_bug(last_of_equals KERNEL sample CASE rows
   ORIGINAL "b.token < a.token" PLANTED "b.token > a.token"
   REPORT "MISMATCH: the first of equals")
+
+set(sample_threshold ${sample} HEADER sample_threshold)
 add_planted_bug(shuffle_of_some_lanes ${sample_threshold}
   ORIGINAL "    const uint64_t other = __shfl_up_sync(~0u, up_to, offset);\n    if (lane >= offset) up_to += other;\n"
   PLANTED "    if (lane >= offset) up_to += __shfl_up_sync(~0u, up_to, offset);\n"
