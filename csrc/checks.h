@@ -10,6 +10,8 @@
 
 namespace persimmon {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
 inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes(), ".");
 }

@@ -2,13 +2,11 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include "checks.h"
-
 namespace persimmon {
 namespace {
 
 using T = const at::Tensor&;
-using OptionalT = const std::optional<at::Tensor>&;
+using OptionalT = const OptionalTensor&;
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> op(const char* name) {

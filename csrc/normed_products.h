@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include "checks.h"
 
 namespace persimmon {
 
@@ -17,8 +17,8 @@ struct Norm {
 // Of a product. The weight's dtype says which: codes, int8 or uint8 (two of int4), have a scale; others have x's dtype.
 struct Weights {
   const at::Tensor& weight;
-  const std::optional<at::Tensor>& scale;
-  const std::optional<at::Tensor>& bias;
+  const OptionalTensor& scale;
+  const OptionalTensor& bias;
 
   bool are_codes() const { return weight.scalar_type() == at::kChar || weight.scalar_type() == at::kByte; }
 };
@@ -37,11 +37,9 @@ at::Tensor composed_norm_linear(const at::Tensor& x, const Norm& norm, const Wei
 at::Tensor composed_norm_mlp(const at::Tensor& x, const Norm& norm, const Weights& up, const Weights& down);
 
 // The ops as a device registers them, from what it makes of checked operands.
-using OptionalWeight = std::optional<at::Tensor>;
-
 template <at::Tensor (*product)(const at::Tensor& x, const Norm& norm, const Weights& weights)>
 at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps,
-                       const at::Tensor& weight, const OptionalWeight& scale, const OptionalWeight& bias) {
+                       const at::Tensor& weight, const OptionalTensor& scale, const OptionalTensor& bias) {
   const Norm norm{norm_weight, norm_bias, eps};
   const Weights weights{weight, scale, bias};
   check_norm(x, norm);
@@ -51,8 +49,8 @@ at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, const
 
 template <at::Tensor (*mlp)(const at::Tensor& x, const Norm& norm, const Weights& up, const Weights& down)>
 at::Tensor norm_mlp(const at::Tensor& x, const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps,
-                    const at::Tensor& up_weight, const OptionalWeight& up_scale, const OptionalWeight& up_bias,
-                    const at::Tensor& down_weight, const OptionalWeight& down_scale, const OptionalWeight& down_bias) {
+                    const at::Tensor& up_weight, const OptionalTensor& up_scale, const OptionalTensor& up_bias,
+                    const at::Tensor& down_weight, const OptionalTensor& down_scale, const OptionalTensor& down_bias) {
   const Norm norm{norm_weight, norm_bias, eps};
   const Weights up{up_weight, up_scale, up_bias}, down{down_weight, down_scale, down_bias};
   check_mlp(x, norm, up, down);

@@ -2,26 +2,31 @@
 // and W [N, K], on any device. None reads a value.
 #pragma once
 
-#include <optional>
 #include <vector>
 
 #include "checks.h"
 
 namespace persimmon {
 
+// Of x [..., K]: all dimensions but the last.
+inline int64_t row_count(const at::Tensor& x) {
+  int64_t M = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) M *= x.size(i);
+  return M;
+}
+
 struct ProductSizes {
   std::vector<int64_t> y;  // [..., N]
-  int64_t M;               // rows: all dimensions of x but the last
+  int64_t M;               // rows of x
 };
 
-inline ProductSizes check_product(const at::Tensor& x, int64_t N, int64_t K, const std::optional<at::Tensor>& bias,
-                                  const std::optional<at::Tensor>& residual) {
+inline ProductSizes check_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,
+                                  const OptionalTensor& residual) {
   TORCH_CHECK_VALUE(x.dim() >= 1, "x must have at least one dimension, got a scalar.");
   TORCH_CHECK_VALUE(x.size(-1) == K, "x must have the weight's ", K, " columns in its last dimension, got shape ",
                     x.sizes(), ".");
-  ProductSizes sizes{x.sizes().vec(), 1};
+  ProductSizes sizes{x.sizes().vec(), row_count(x)};
   sizes.y.back() = N;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) sizes.M *= x.size(i);
   if (bias) check_like(*bias, "bias", x, "x", {N});
   if (residual) check_like(*residual, "residual", x, "x", sizes.y);
   return sizes;

@@ -9,7 +9,7 @@
 namespace persimmon::cpu {
 namespace {
 
-const int64_t* check_range(std::optional<at::Tensor>& values, const char* name, const at::Tensor& q) {
+const int64_t* check_range(OptionalTensor& values, const char* name, const at::Tensor& q) {
   if (!values.has_value()) return nullptr;
   check_same_device(*values, name, q, "q");
   check_dtype(*values, name, at::kLong);
@@ -86,9 +86,8 @@ std::tuple<at::Tensor, at::Tensor> run(const AttentionShape& shape, const at::Te
 }
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                             const std::optional<at::Tensor>& start,
-                                             const std::optional<at::Tensor>& length,
-                                             const std::optional<at::Tensor>& offset, double scale) {
+                                             const OptionalTensor& start, const OptionalTensor& length,
+                                             const OptionalTensor& offset, double scale) {
   return attend(q, k, v, {start, length, offset}, scale);
 }
 

@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <tuple>
 
 #include "../qk_checks.h"
@@ -13,7 +12,7 @@ namespace persimmon::cpu {
 
 // Which keys are visible: int64 [B] each, or empty for 0, S and S - T.
 struct KeyRange {
-  std::optional<at::Tensor> start, length, offset;
+  OptionalTensor start, length, offset;
 };
 
 // Checks q [B, H, T, D], k and v [B, H, S, D] and the range, which it makes contiguous; the result points into it.

@@ -11,10 +11,12 @@ namespace {
 
 // The gradient holds dq in fp32 until all blocks of keys have added to it: B * H * T * D floats beside the results.
 // One thread computes all of a head, in order, so the result is the same whatever the number of threads.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
-    const at::Tensor& dout_, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& out_,
-    const at::Tensor& lse_, const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
-    const std::optional<at::Tensor>& offset, double scale) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& dout_, const at::Tensor& q_,
+                                                                  const at::Tensor& k_, const at::Tensor& v_,
+                                                                  const at::Tensor& out_, const at::Tensor& lse_,
+                                                                  const OptionalTensor& start,
+                                                                  const OptionalTensor& length,
+                                                                  const OptionalTensor& offset, double scale) {
   KeyRange range{start, length, offset};
   const AttentionShape shape = attention_shape(q_, k_, v_, range, scale);
   const int64_t B = shape.B, T = shape.T, S = shape.S, H = shape.H, D = shape.D;

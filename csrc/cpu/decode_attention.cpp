@@ -24,8 +24,7 @@ void check_consecutive(const at::Tensor& slots) {
 }
 
 // What the new tokens see, from slots and start, which are checked before anything is written.
-KeyRange key_range(const char* op, const at::Tensor& qkv, const at::Tensor& slots_,
-                   const std::optional<at::Tensor>& start) {
+KeyRange key_range(const char* op, const at::Tensor& qkv, const at::Tensor& slots_, const OptionalTensor& start) {
   check_dim(qkv, "qkv", 5);
   const int64_t B = qkv.size(0), T = qkv.size(1);
   TORCH_CHECK_VALUE(T >= 1 && T <= kMaxTokens, op, " takes 1 to ", kMaxTokens, " new tokens, got ", T, ".");
@@ -51,8 +50,7 @@ KeyRange key_range(const char* op, const at::Tensor& qkv, const at::Tensor& slot
 at::Tensor decode_attention_(const at::Tensor& qkv, const at::Tensor& q_weight, const at::Tensor& q_bias,
                              const at::Tensor& k_weight, const at::Tensor& k_bias, const at::Tensor& cos,
                              const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
-                             const at::Tensor& slots, const std::optional<at::Tensor>& start, double eps,
-                             double scale) {
+                             const at::Tensor& slots, const OptionalTensor& start, double eps, double scale) {
   const KeyRange range = key_range("decode_attention_", qkv, slots, start);
   check_score_scale(scale);
   const at::Tensor q =
@@ -64,7 +62,7 @@ at::Tensor decode_attention_int8_(const at::Tensor& qkv, const at::Tensor& q_wei
                                   const at::Tensor& k_weight, const at::Tensor& k_bias, const at::Tensor& cos,
                                   const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
                                   const at::Tensor& k_scale, const at::Tensor& v_scale, const at::Tensor& slots,
-                                  const std::optional<at::Tensor>& start, double eps, double scale) {
+                                  const OptionalTensor& start, double eps, double scale) {
   const KeyRange range = key_range("decode_attention_int8_", qkv, slots, start);
   check_score_scale(scale);
   const Int8Caches caches{k_cache, v_cache, k_scale, v_scale};

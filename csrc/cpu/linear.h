@@ -5,14 +5,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
-#include <optional>
 
 #include "../product_checks.h"
 #include "kernels/linear.h"
 
 namespace persimmon::cpu {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // x W^T with x [..., K] and W [N, K]: checked, and flattened to M rows.
 struct Product {

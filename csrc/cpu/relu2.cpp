@@ -9,7 +9,7 @@
 namespace persimmon::cpu {
 namespace {
 
-at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const std::optional<at::Tensor>& bias_) {
+at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const OptionalTensor& bias_) {
   const DType dtype = dtype_of(x_, "x");
   if (grad_ != nullptr) check_like(*grad_, "grad", x_, "x", x_.sizes());
   if (bias_) {
@@ -35,9 +35,9 @@ at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const std::optio
   return y;
 }
 
-at::Tensor relu2(const at::Tensor& x, const std::optional<at::Tensor>& bias) { return apply(nullptr, x, bias); }
+at::Tensor relu2(const at::Tensor& x, const OptionalTensor& bias) { return apply(nullptr, x, bias); }
 
-at::Tensor relu2_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& bias) {
+at::Tensor relu2_backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& bias) {
   return apply(&grad, x, bias);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention.cuh"
 #include "attention_tiles.cuh"
+#include "plan.cuh"
 
 namespace persimmon::cuda {
 
@@ -53,7 +54,7 @@ inline bool is_aligned(const AttentionTensor& tensor) {
 
 // Sizes for which the grid is legal and keys and queries can be counted in 32 bits.
 inline bool is_valid_shape(int batch, int heads, int queries, int keys) {
-  constexpr int kMaxGridYZ = 65535, kMaxRows = 1 << 29;
+  constexpr int kMaxRows = 1 << 29;
   return batch >= 0 && batch <= kMaxGridYZ && heads >= 0 && heads <= kMaxGridYZ && queries >= 0 &&
          queries <= kMaxRows && keys >= 0 && keys <= kMaxRows;
 }

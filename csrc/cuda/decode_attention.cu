@@ -1,5 +1,6 @@
 #include "decode_attention.cuh"
 #include "decode_attention_kernel.cuh"
+#include "plan.cuh"
 
 namespace persimmon::cuda {
 namespace {
@@ -51,7 +52,6 @@ int64_t decode_attention_splits(int64_t B, int64_t H, int64_t S) {
 }
 
 bool is_valid(const DecodeAttentionParams& params) {
-  constexpr int64_t kMaxGridYZ = 65535;
   return is_valid(params.in) && params.in.B <= kMaxGridYZ && params.in.H <= kMaxGridYZ && params.in.T >= 1 &&
          params.in.T <= kMaxDecodeTokens && params.S >= 0;
 }

@@ -9,7 +9,6 @@ namespace {
 // backward (at 37).
 constexpr int kThreads = 256;
 constexpr int kLoads = 2;
-constexpr int64_t kMaxGridY = 65535;  // further rows are reached by the kernel's own loop
 
 // Grid (pieces of a row, rows). kWidth elements an access: 1, or as many as 16 bytes hold.
 // Occupancy: relu2 256 threads x 5 blocks, 0 B
@@ -69,7 +68,7 @@ cudaError_t launch_relu2(const Relu2Params& params, simt::Dtype dtype, cudaStrea
     const int64_t pieces = divide_up(params.columns, int64_t{kThreads} * kLoads * (vectorised ? kWidth : 1));
     if (pieces > INT32_MAX) return cudaErrorInvalidValue;
     const dim3 grid(static_cast<unsigned>(pieces),
-                    static_cast<unsigned>(params.rows < kMaxGridY ? params.rows : kMaxGridY));
+                    static_cast<unsigned>(params.rows < kMaxGridYZ ? params.rows : kMaxGridYZ));
     const auto forward = vectorised ? relu2<T, kWidth, false> : relu2<T, 1, false>;
     const auto backward = vectorised ? relu2<T, kWidth, true> : relu2<T, 1, true>;
     return simt::launch(params.grad == nullptr ? forward : backward, grid, dim3(kThreads), stream, params);

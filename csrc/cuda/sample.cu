@@ -218,8 +218,7 @@ int sample_levels(int64_t V, float temperature, int64_t top_k, double top_p) {
 }
 
 cudaError_t launch_sample(const SampleParams& params, simt::Dtype dtype, cudaStream_t stream) {
-  constexpr int64_t kMaxGridY = 65535;
-  const bool in_range = params.B >= 0 && params.B <= kMaxGridY && params.V >= 1 && params.V <= INT32_MAX &&
+  const bool in_range = params.B >= 0 && params.B <= kMaxGridYZ && params.V >= 1 && params.V <= INT32_MAX &&
                         params.temperature >= 0.0f && params.temperature < -kMinusInfinity && params.top_k >= 0 &&
                         params.top_p > 0.0 && params.top_p <= 1.0 && params.min_p >= 0.0 && params.min_p <= 1.0;
   if (!in_range) return cudaErrorInvalidValue;

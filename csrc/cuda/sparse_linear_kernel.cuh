@@ -200,8 +200,7 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
 template <class T, class Weight, int kM>
 cudaError_t launch_sparse_tile(const SparseLinearParams& params, int64_t splits, cudaStream_t stream) {
   const int64_t tiles = divide_up(params.C, SparseTile<Weight>::kColumns), passes = divide_up(params.M, kM);
-  constexpr int64_t kMaxGridY = 65535;
-  if (params.M > INT32_MAX || tiles * passes > INT32_MAX || splits > kMaxGridY) return cudaErrorInvalidValue;
+  if (params.M > INT32_MAX || tiles * passes > INT32_MAX || splits > kMaxGridYZ) return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>(tiles * passes), static_cast<unsigned>(splits));
   return simt::launch_dependent<sparse_linear_kernel<T, Weight, kM>>(grid, dim3(kSparseThreads), stream, params);
 }

@@ -12,7 +12,7 @@
 namespace persimmon::cuda {
 namespace {
 
-std::optional<at::Tensor> check_range(const std::optional<at::Tensor>& values, const char* name, const at::Tensor& q) {
+OptionalTensor check_range(const OptionalTensor& values, const char* name, const at::Tensor& q) {
   if (!values.has_value()) return std::nullopt;
   check_same_device(*values, name, q, "q");
   check_dtype(*values, name, at::kLong);
@@ -20,7 +20,7 @@ std::optional<at::Tensor> check_range(const std::optional<at::Tensor>& values, c
   return values->contiguous();
 }
 
-const int64_t* data_of(const std::optional<at::Tensor>& values) {
+const int64_t* data_of(const OptionalTensor& values) {
   return values.has_value() ? values->const_data_ptr<int64_t>() : nullptr;
 }
 
@@ -42,9 +42,8 @@ cudaError_t launch_for_device(const AttentionParams& params, simt::Dtype dtype, 
 
 // out [B, T, H, D] and the log-sum-exp of the scores, fp32 [B, H, T].
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                             const std::optional<at::Tensor>& start,
-                                             const std::optional<at::Tensor>& length,
-                                             const std::optional<at::Tensor>& offset, double scale) {
+                                             const OptionalTensor& start, const OptionalTensor& length,
+                                             const OptionalTensor& offset, double scale) {
   const c10::cuda::CUDAGuard guard(q.device());
   check_score_scale(scale);
   const AttentionArguments arguments = attention_arguments(q, k, v, start, length, offset);
@@ -73,8 +72,8 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& q, const at::Tens
 AttentionRange AttentionArguments::range() const { return {data_of(start), data_of(length), data_of(offset)}; }
 
 AttentionArguments attention_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                       const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
-                                       const std::optional<at::Tensor>& offset) {
+                                       const OptionalTensor& start, const OptionalTensor& length,
+                                       const OptionalTensor& offset) {
   constexpr int64_t kMaxRows = int64_t{1} << 29;
   const simt::Dtype dtype = dtype_of(q, "q");
   TORCH_CHECK_TYPE(dtype != simt::Dtype::kFloat32, "q must be bfloat16 or float16 on CUDA, got float32.");

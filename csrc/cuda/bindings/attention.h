@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 #include "../attention.cuh"
 #include "binding.h"
 
@@ -12,9 +10,9 @@ namespace persimmon::cuda {
 
 // Checked arguments that outlive the launch: the kernels' parameters point into them.
 struct AttentionArguments {
-  at::Tensor q;                                     // [B, H, T, D]
-  at::Tensor k, v;                                  // [B, H, S, D]
-  std::optional<at::Tensor> start, length, offset;  // int64 [B]
+  at::Tensor q;                          // [B, H, T, D]
+  at::Tensor k, v;                       // [B, H, S, D]
+  OptionalTensor start, length, offset;  // int64 [B]
   simt::Dtype dtype;
 
   int batch() const { return static_cast<int>(q.size(0)); }
@@ -25,8 +23,8 @@ struct AttentionArguments {
 };
 
 AttentionArguments attention_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                       const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
-                                       const std::optional<at::Tensor>& offset);
+                                       const OptionalTensor& start, const OptionalTensor& length,
+                                       const OptionalTensor& offset);
 
 // `t`, or a contiguous copy where its rows are not contiguous or not aligned to 16 bytes.
 at::Tensor with_aligned_rows(const at::Tensor& t);

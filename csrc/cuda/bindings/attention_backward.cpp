@@ -13,10 +13,12 @@ namespace persimmon::cuda {
 namespace {
 
 // dq [B, H, T, D], dk and dv [B, H, S, D].
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
-    const at::Tensor& dout_, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& out_,
-    const at::Tensor& lse_, const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& length,
-    const std::optional<at::Tensor>& offset, double scale) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& dout_, const at::Tensor& q,
+                                                                  const at::Tensor& k, const at::Tensor& v,
+                                                                  const at::Tensor& out_, const at::Tensor& lse_,
+                                                                  const OptionalTensor& start,
+                                                                  const OptionalTensor& length,
+                                                                  const OptionalTensor& offset, double scale) {
   const c10::cuda::CUDAGuard guard(q.device());
   check_score_scale(scale);
   const AttentionArguments arguments = attention_arguments(q, k, v, start, length, offset);

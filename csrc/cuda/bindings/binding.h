@@ -8,7 +8,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../../checks.h"
-#include "../../simt/simt.h"
+#include "../plan.cuh"
 
 namespace persimmon::cuda {
 
@@ -27,8 +27,7 @@ inline simt::Dtype dtype_of(const at::Tensor& t, const char* name) {
 
 // For what a kernel's grid has in its second or third dimension.
 inline void check_grid(int64_t count, const char* counted, const at::Tensor& x, const char* name) {
-  constexpr int64_t kMaxGrid = 65535;
-  TORCH_CHECK_VALUE(count <= kMaxGrid, name, " must have at most ", kMaxGrid, " ", counted,
+  TORCH_CHECK_VALUE(count <= kMaxGridYZ, name, " must have at most ", kMaxGridYZ, " ", counted,
                     " on a CUDA device, got shape ", x.sizes(), ".");
 }
 

@@ -4,8 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <optional>
-
 #include "qk.h"
 
 namespace persimmon::cuda {
@@ -15,8 +13,8 @@ using Launcher = cudaError_t (*)(const DecodeAttentionParams&, simt::Dtype, cuda
 
 // What does not depend on the format of the cache: checks and scratch. `params` has the caches and `S`.
 at::Tensor run(const char* op, Launcher launch, DecodeAttentionParams params, const at::Tensor& qkv, const Norms& norms,
-               const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots_,
-               const std::optional<at::Tensor>& start_, double eps, double scale) {
+               const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& slots_, const OptionalTensor& start_,
+               double eps, double scale) {
   check_slots(slots_, qkv);  // their values are not looked at: that would wait for the device
   check_score_scale(scale);
   const simt::Dtype dtype = dtype_of(qkv, "qkv");
@@ -51,8 +49,7 @@ at::Tensor run(const char* op, Launcher launch, DecodeAttentionParams params, co
 at::Tensor decode_attention_(const at::Tensor& qkv, const at::Tensor& q_weight, const at::Tensor& q_bias,
                              const at::Tensor& k_weight, const at::Tensor& k_bias, const at::Tensor& cos,
                              const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
-                             const at::Tensor& slots, const std::optional<at::Tensor>& start, double eps,
-                             double scale) {
+                             const at::Tensor& slots, const OptionalTensor& start, double eps, double scale) {
   const Norms norms{q_weight, q_bias, k_weight, k_bias};
   check_qkv_arguments(qkv, norms, cos, sin, eps);
   check_caches(k_cache, v_cache, qkv);
@@ -69,7 +66,7 @@ at::Tensor decode_attention_int8_(const at::Tensor& qkv, const at::Tensor& q_wei
                                   const at::Tensor& k_weight, const at::Tensor& k_bias, const at::Tensor& cos,
                                   const at::Tensor& sin, const at::Tensor& k_cache, const at::Tensor& v_cache,
                                   const at::Tensor& k_scale, const at::Tensor& v_scale, const at::Tensor& slots,
-                                  const std::optional<at::Tensor>& start, double eps, double scale) {
+                                  const OptionalTensor& start, double eps, double scale) {
   const Norms norms{q_weight, q_bias, k_weight, k_bias};
   check_qkv_arguments(qkv, norms, cos, sin, eps);
   check_int8_caches({k_cache, v_cache, k_scale, v_scale}, qkv);

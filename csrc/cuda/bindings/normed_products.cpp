@@ -50,6 +50,11 @@ Operand operand(const at::Tensor& x, const Weights& w, bool hidden_major) {
   };
 }
 
+// Whether the kernels take a product with w of as many rows as x has.
+bool takes(const at::Tensor& x, const Operand& w) {
+  return w.fits && are_few_rows(row_count(x), w.N, w.K, dtype_of(x, "x"));
+}
+
 // The parameters of launch_linear and its quantised forms, with a norm in front. What it makes for them stays alive as
 // long as it does.
 struct NormedProduct {
@@ -70,8 +75,8 @@ struct NormedProduct {
 at::Tensor linear_behind_norm(const at::Tensor& x, const Norm& norm, const Weights& weights) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Operand w = operand(x, weights, /*hidden_major=*/false);
+  if (!takes(x, w)) return composed_norm_linear(x, norm, weights);
   const Product p = make_product(x, w.N, w.K, weights.bias, {}, /*relu2=*/false);
-  if (!p.has_few_rows() || !w.fits) return composed_norm_linear(x, norm, weights);
   const NormedProduct product(p, norm, w);
   check_launch(w.dense()(product.params, p.dtype, current_stream()), "norm_linear", x, "x");
   return p.y;
@@ -84,12 +89,11 @@ at::Tensor mlp_behind_norm(const at::Tensor& x, const Norm& norm, const Weights&
   const c10::cuda::CUDAGuard guard(x.device());
   const Operand up_operand = operand(x, up_weights, /*hidden_major=*/false);
   const Operand down_operand = operand(x, down_weights, /*hidden_major=*/true);
-  const Product up = make_product(x, up_operand.N, up_operand.K, up_weights.bias, {}, /*relu2=*/true);
-  const Product down = make_product(up.y, down_operand.N, down_operand.K, down_weights.bias, x, /*relu2=*/false);
-  const bool few_rows = up.has_few_rows() && down.has_few_rows();
-  if (!few_rows || !up_operand.fits || !down_operand.fits || down.K == 0) {
+  if (!takes(x, up_operand) || !takes(x, down_operand) || down_operand.K == 0) {
     return composed_norm_mlp(x, norm, up_weights, down_weights);
   }
+  const Product up = make_product(x, up_operand.N, up_operand.K, up_weights.bias, {}, /*relu2=*/true);
+  const Product down = make_product(up.y, down_operand.N, down_operand.K, down_weights.bias, x, /*relu2=*/false);
 
   const auto scratch = [&](int64_t count, at::ScalarType dtype) {
     return at::empty({count}, x.options().dtype(dtype));

@@ -14,7 +14,8 @@ namespace {
 
 const float* floats_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
 
-// y [M, n] = x W^T + bias [n], rounded once; any strides of y's rows, W [n, K] of any strides.
+// y [M, n] = x W^T + bias [n], rounded once where cuBLAS doesn't split K; any strides of y's rows, W [n, K] of any
+// strides.
 void multiply(at::Tensor y, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (bias.defined()) {
     at::addmm_out(y, bias, x, weight.t());

@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
-#include <optional>
 
 #include "../../product_checks.h"
 #include "../linear.cuh"
@@ -14,7 +13,13 @@
 
 namespace persimmon::cuda {
 
-using OptionalTensor = std::optional<at::Tensor>;
+// Whether the kernels for few rows take a product: they are for 16-bit elements, and for sizes that their grids hold.
+inline bool are_few_rows(int64_t M, int64_t N, int64_t K, simt::Dtype dtype) {
+  constexpr int64_t kMaxOutputs = 1 << 30;
+  constexpr int kFewestBits = 4;  // of a weight: they split K into the most parts
+  return M <= kFewRows && dtype != simt::Dtype::kFloat32 && sparse_linear_splits(K, kFewestBits) <= kMaxGridYZ &&
+         N <= kMaxOutputs;
+}
 
 // x W^T with x [..., K] and W [N, K]: checked, and flattened to M rows. Made under the guard of x's device.
 struct Product {
@@ -27,11 +32,7 @@ struct Product {
   simt::Dtype dtype;
 
   at::Tensor y2d() const { return y.view({M, N}); }
-  // Whether the kernels for few rows take it: they are for 16-bit elements, and for sizes that their grids hold.
-  bool has_few_rows() const {
-    constexpr int64_t kMaxInputs = 65535 * 256, kMaxOutputs = 1 << 30;  // a grid has at most 65535 splits of K
-    return M <= kFewRows && dtype != simt::Dtype::kFloat32 && K <= kMaxInputs && N <= kMaxOutputs;
-  }
+  bool has_few_rows() const { return are_few_rows(M, N, K, dtype); }
 };
 
 Product make_product(const at::Tensor& x, int64_t N, int64_t K, const OptionalTensor& bias,

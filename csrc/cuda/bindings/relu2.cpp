@@ -10,8 +10,7 @@ namespace persimmon::cuda {
 namespace {
 
 // x [..., F]; grad like x, or null: forward; bias [F]. Returns a contiguous tensor like x.
-at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const std::optional<at::Tensor>& bias_,
-                 const char* op) {
+at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const OptionalTensor& bias_, const char* op) {
   const simt::Dtype dtype = dtype_of(x_, "x");
   if (grad_ != nullptr) check_like(*grad_, "grad", x_, "x", x_.sizes());
   if (bias_) {
@@ -38,11 +37,9 @@ at::Tensor apply(const at::Tensor* grad_, const at::Tensor& x_, const std::optio
   return out;
 }
 
-at::Tensor relu2(const at::Tensor& x, const std::optional<at::Tensor>& bias) {
-  return apply(nullptr, x, bias, "relu2");
-}
+at::Tensor relu2(const at::Tensor& x, const OptionalTensor& bias) { return apply(nullptr, x, bias, "relu2"); }
 
-at::Tensor relu2_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& bias) {
+at::Tensor relu2_backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& bias) {
   return apply(&grad, x, bias, "relu2_backward");
 }
 
