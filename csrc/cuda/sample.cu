@@ -11,10 +11,9 @@ constexpr int64_t kMaxBlocks = kSampleThreads;  // of a row: a thread each reads
 
 // A level of a filter: which histogram it fills, and what it adds for a token.
 struct LevelParams {
-  int index;      // of the histogram, in the row's
-  int level;      // 0 … kSampleLevels - 1
-  int64_t top_k;  // of this filter; 0: top_p
-  double top_p;
+  int index;         // of the histogram, in the row's
+  int level;         // 0 … kSampleLevels - 1
+  int64_t top_k;     // of this filter; 0: top_p
   float mass_scale;  // fixed point: mass 1 is this much
 };
 
@@ -50,7 +49,7 @@ SIMT_DEVICE float row_top(const SampleParams& params, Shared& warp_tops) {
 // Fills the histogram of a level, having found the range that it divides in the histogram of the level before.
 // Occupancy: fill_histogram 256 threads x 5 blocks, 0 B
 template <class T>
-__global__ void __launch_bounds__(kSampleThreads)
+__global__ void __launch_bounds__(kSampleThreads, 5)
     fill_histogram(__grid_constant__ const SampleParams params, __grid_constant__ const LevelParams level, int levels) {
   SIMT_SHARED(float, warp_tops, kSampleWarps);
   SIMT_SHARED(uint64_t, warp_sums, kSampleWarps);
@@ -65,12 +64,11 @@ __global__ void __launch_bounds__(kSampleThreads)
   const BlockHistogram own{low_words, high_words, bin_count(level.level)};
   own.clear();  // the barrier of row_top ends that
   const float top = row_top(params, warp_tops);
-  SampleRange range{0, 0, 0, kInfinityBits};
+  SampleRange range{0, static_cast<uint64_t>(level.top_k), 0, kInfinityBits};
   if (level.index > 0) {
     const int previous = (level.index - 1) % kSampleLevels;
-    range = find_bin(histogram - kSampleBins, ranges[level.index - 1], previous, level.top_k, level.top_p, warp_sums,
-                     found);
-    if (level.level == 0) range = {0, 0, 0, range.low};  // the filter before has ended at a single value
+    range = find_bin(histogram - kSampleBins, ranges[level.index - 1], previous, params.top_p, warp_sums, found);
+    if (level.level == 0) range = {0, 0, 0, range.low};  // top_p's, behind a top_k that has ended at a single value
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) ranges[level.index] = range;
 
@@ -134,9 +132,7 @@ __global__ void __launch_bounds__(kSampleThreads)
   uint32_t limit = kInfinityBits;
   if (levels > 0) {
     const int64_t index = row * levels + levels - 1;
-    constexpr int64_t kNoTopK = 0;  // only the first level goes by these
-    constexpr double kNoTopP = 1.0;
-    limit = find_bin(params.histograms + index * kSampleBins, params.ranges[index], kSampleLevels - 1, kNoTopK, kNoTopP,
+    limit = find_bin(params.histograms + index * kSampleBins, params.ranges[index], kSampleLevels - 1, params.top_p,
                      warp_sums, found)
                 .low;
   }
@@ -193,8 +189,8 @@ cudaError_t launch_kernels(const SampleParams& params, cudaStream_t stream) {
   const int levels = sample_levels(params.V, params.temperature, params.top_k, params.top_p);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.B)), block(kSampleThreads);
   cudaError_t error = simt::launch_dependent<find_tops<T>>(grid, block, stream, params, int64_t{levels} * kSampleBins);
-  const bool counts = levels > 0 && params.top_k > 0 && params.top_k < params.V;
-  LevelParams level{0, 0, 0, params.top_p, mass_scale(params.V)};
+  const bool counts = params.top_k > 0 && params.top_k < params.V;
+  LevelParams level{0, 0, 0, mass_scale(params.V)};
   for (; error == cudaSuccess && level.index < levels; ++level.index) {
     level.level = level.index % kSampleLevels;
     level.top_k = counts && level.index < kSampleLevels ? params.top_k : 0;

@@ -16,7 +16,8 @@
 // A row with a NaN, with +inf or without a finite logit gives the token -1: raising would wait for the device.
 //
 // Kernels: 2, and 3 for each of top_k and top_p; on sm_90 and later each starts before the one in front of it has
-// ended. Bytes moved: the logits in each of them; from the second on they come from the L2 cache.
+// ended. Bytes moved: the logits in each of them, from the second on from the L2 cache. From there, each block behind a
+// level also reads its histogram: 16 KB behind the first of a filter, 8 KB behind the others.
 #pragma once
 #include "../simt/simt.h"
 
@@ -27,7 +28,7 @@ constexpr int kSampleLevels = 3;
 
 // Where a threshold lies after some levels: among the keys low … high, with tokens of weight `before` below them.
 struct SampleRange {
-  uint64_t before, target;  // the threshold is where the sum of weights reaches the target
+  uint64_t before, target;  // the threshold is where the sum of weights reaches the target; 0: top_p's, not yet known
   uint32_t low, high;
 };
 

@@ -82,15 +82,16 @@ struct BlockHistogram {
 };
 
 // Finds in the histogram of a level the bin in which the sum of weights reaches the target, and narrows the range to
-// it. At level 0 the target is given by `top_k`, or where that is 0 as the share `top_p` of the histogram's sum. Every
-// thread of the block calls it and gets the result.
+// it. A target of 0 is one of top_p, whose mass its first histogram tells. Every thread of the block calls it and gets
+// the result.
 template <class Sums, class Found>
-SIMT_DEVICE SampleRange find_bin(const uint64_t* histogram, SampleRange range, int level, int64_t top_k, double top_p,
-                                 Sums& warp_sums, Found& found) {
+SIMT_DEVICE SampleRange find_bin(const uint64_t* histogram, SampleRange range, int level, double top_p, Sums& warp_sums,
+                                 Found& found) {
   const int lane = threadIdx.x % simt::kWarpSize, warp = threadIdx.x / simt::kWarpSize;
+  const int bins = bin_count(level) / kSampleThreads, first_bin = threadIdx.x * bins;  // a thread's
   uint64_t weights[kBinsPerThread], sum = 0;
 #pragma unroll
-  for (int i = 0; i < kBinsPerThread; ++i) sum += weights[i] = histogram[threadIdx.x * kBinsPerThread + i];
+  for (int i = 0; i < kBinsPerThread; ++i) sum += weights[i] = i < bins ? histogram[first_bin + i] : 0;
   uint64_t up_to = sum;  // of the warp's threads up to this one
 #pragma unroll
   for (int offset = 1; offset < simt::kWarpSize; offset *= 2) {
@@ -106,11 +107,10 @@ SIMT_DEVICE SampleRange find_bin(const uint64_t* histogram, SampleRange range, i
     total += warp_sum;
     if (i < warp) up_to += warp_sum;
   }
-  if (level == 0) {
-    range.before = 0;
+  if (range.target == 0) {
     const double share = top_p * static_cast<double>(total);
     const uint64_t mass = share < 1.0 ? 1 : static_cast<uint64_t>(share);
-    range.target = top_k > 0 ? static_cast<uint64_t>(top_k) : mass < total ? mass : total;
+    range.target = mass < total ? mass : total;
   }
   uint64_t before = range.before + up_to - sum;
   if (before < range.target && range.target <= before + sum) {  // in one thread
@@ -119,7 +119,7 @@ SIMT_DEVICE SampleRange find_bin(const uint64_t* histogram, SampleRange range, i
     for (int i = 0; i < kBinsPerThread; ++i) {
       if (before >= range.target) continue;
       if (before + weights[i] >= range.target) {
-        bin = threadIdx.x * kBinsPerThread + i;
+        bin = first_bin + i;
         found[0] = before;
         found[1] = bin;
         before = range.target;  // ends the search
