@@ -18,7 +18,7 @@ python=${1:-python3}
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
 : >"$out/steps.log"
-deadline=$(($(date +%s) + 510))
+deadline=$(($(date +%s) + 510))  # looking at the interpreter and the toolkit counts too
 table=() failed=0
 
 # row NAME VERDICT: of the table, which is printed as it grows and again at the end.
@@ -27,8 +27,15 @@ row() {
   echo "${table[-1]}"
 }
 
+# finish STATUS: the whole table, and the end.
+finish() {
+  echo
+  printf '%s\n' "${table[@]}" | tee "$out/table.txt"
+  exit "$1"
+}
+
 # step SECONDS NAME COMMAND...: at most so long, and not beyond the deadline. The limits of the steps up to the benchmarks
-# add up to less than the deadline, so none of them can take another's time.
+# add up to 20 s less than the deadline, which what is in front of them takes: none can take another's time.
 step() {
   local limit=$1 name=$2 started status left verdict
   shift 2
@@ -90,7 +97,7 @@ echo "$("$python" -c 'import sys, torch; print(f"Python {sys.version.split()[0]}
 
 benchmark() { step "$1" "benchmarks: $3" "$python" -m "benchmarks.$2" --device cuda --json "$out/$3.json" "${@:4}"; }
 
-step 230 "build for $TORCH_CUDA_ARCH_LIST" "$python" setup.py -q build_ext --inplace || exit 1
+step 215 "build for $TORCH_CUDA_ARCH_LIST" "$python" setup.py -q build_ext --inplace || finish 1
 # Those files alone, so that no other test's needs are imported.
 mapfile -t tests < <(grep -lE '^(pytestmark|@pytest|DEVICES)\b.*mark\.gpu\b|^from .*\bDEVICES\b' tests/test_*.py)
 [ ${#tests[@]} -gt 0 ] || { echo "gpu_check: no test file has the marker gpu." >&2; exit 1; }
@@ -120,7 +127,5 @@ fi
 
 results=()
 for file in "$out"/*.json; do [ ! -s "$file" ] || results+=("$file"); done
-[ "${#results[@]}" -eq 0 ] || timeout 20 "$python" -m benchmarks.report "${results[@]}"
-echo
-printf '%s\n' "${table[@]}" | tee "$out/table.txt"
-exit "$failed"
+[ "${#results[@]}" -eq 0 ] || timeout 20 "$python" -m benchmarks.report "${results[@]}" || failed=1
+finish "$failed"

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_toolkit import make_toolkit
+from fake_toolkit import make_toolkit, write_program
 
 ROOT = Path(__file__).parents[1]
 
 
-def dry_run(folder: Path, toolkit: Path) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, toolkit: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OUT": str(folder / "out"), "CUDA_HOME": str(toolkit)}
-    command = ["bash", str(ROOT / "scripts/gpu_check.sh"), "--dry-run", sys.executable]
+    command = ["bash", str(ROOT / "scripts/gpu_check.sh"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -26,7 +26,7 @@ def dry_run(folder: Path, toolkit: Path) -> subprocess.CompletedProcess[str]:
 def steps(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int, str]]:
     """(name, seconds, command) of each step, from the table at the end."""
     folder = tmp_path_factory.mktemp("gpu_check")
-    result = dry_run(folder, make_toolkit(folder / "toolkit"))
+    result = run(folder, make_toolkit(folder / "toolkit"), "--dry-run", sys.executable)
     assert result.returncode == 0, result.stderr
     lines = (folder / "out/table.txt").read_text().splitlines()
     assert result.stdout.splitlines()[-len(lines) :] == lines, "the table is last"
@@ -58,5 +58,15 @@ def test_every_test_that_needs_a_gpu_runs(steps: list[tuple[str, int, str]]) -> 
 def test_the_benchmarks_have_their_time(steps: list[tuple[str, int, str]]) -> None:
     """However slow the steps in front of them are."""
     names = [name for name, _, _ in steps]
-    assert sum(seconds for _, seconds, _ in steps[: names.index("benchmarks: prefill") + 1]) <= 510
+    assert sum(seconds for _, seconds, _ in steps[: names.index("benchmarks: prefill") + 1]) <= 490
     assert names.index("benchmarks: prefill") < names.index("kernels' own tests") < names.index("memcheck")
+
+
+def test_a_failed_build_ends_with_the_table(tmp_path: Path) -> None:
+    """Which is all that says what happened, where only the folder comes back."""
+    script = "#!/bin/sh\ncase $1 in -) echo 9.0a ;; -c) echo /toolkit ;; *) exit 7 ;; esac\n"
+    result = run(tmp_path, tmp_path / "toolkit", str(write_program(tmp_path / "python", script)))
+    assert result.returncode == 1
+    [line] = (tmp_path / "out/table.txt").read_text().splitlines()
+    assert re.fullmatch(r"build for 9\.0a +failed \(7\) +\d+ s", line)
+    assert result.stdout.splitlines()[-1] == line
