@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from checkpoint_helpers import assert_same_tensors, load, make_model
 from persimmon_ext.checkpoints import replacing, save_pretrained
 
 
-def test_a_journal_can_be_looked_for_by_whoever_can_load(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+@pytest.mark.parametrize("mode", [0o755, 0o2775])
+def test_a_journal_can_be_looked_for_by_whoever_can_load(tmp_path: Path, mode: int) -> None:
+    """And with setgid, by which a group shares a folder, the new files are the group's as the old ones are."""
+    tmp_path.chmod(mode)
     with replacing.staged(tmp_path) as staging:
-        assert staging.stat().st_mode & 0o777 == 0o755
+        assert stat.S_IMODE(staging.stat().st_mode) == mode
 
 
 def test_the_staging_folder_of_someone_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def staged(folder: Path, resumed: str | None = None) -> Iterator[Path]:
         _settle_locked(folder, keep=resumed)
         if resumed is None:
             staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
-            staging.chmod(folder.stat().st_mode & 0o777)  # whoever loads from the folder looks for a journal there
+            # Whoever loads from the folder looks for a journal there, and its files get the group that setgid says.
+            staging.chmod(stat.S_IMODE(folder.stat().st_mode))
         else:
             staging = folder / f"{_STAGING_PREFIX}{resumed}"
             if staging.is_symlink():
