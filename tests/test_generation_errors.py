@@ -254,11 +254,16 @@ def test_nan_of_a_processor_is_told_apart(model: Any, settings: dict[str, Any]) 
         model.generate(IDS, max_new_tokens=4, **settings, logits_processor=[late])
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("answer", [None, 0.5, 2, [], torch.tensor([0.5]), torch.tensor([2])], ids=str)
+def test_criteria_that_answer_otherwise(model: Any, answer: Any, beams: int) -> None:
+    with pytest.raises(TypeError, match=rf"must return bool, or a bool a row, got {re.escape(repr(answer))} from"):
+        model.generate(IDS, max_new_tokens=3, num_beams=beams, stopping_criteria=[lambda ids, scores: answer])
+
+
 def test_answers_that_are_none(model: Any) -> None:
     with pytest.raises(TypeError, match="logits_processor must return scores, got None"):
         model.generate(IDS, **ONE, logits_processor=[lambda ids, scores: None])
-    with pytest.raises(TypeError, match="must return bool, or a bool a row, got None"):
-        model.generate(IDS, **ONE, stopping_criteria=[lambda ids, scores: None])
     with pytest.raises(ValueError, match=r"must answer for 1 rows, got the shape \[2\]"):
         model.generate(IDS, **ONE, stopping_criteria=[lambda ids, scores: [True, False]])
 

@@ -5,6 +5,7 @@ A criterion takes ids [B, S] and scores, as transformers' do, and says which row
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -110,17 +111,12 @@ class Ending:
 def ended_rows(criteria: Sequence[Criterion], ids: Tensor, scores: Any) -> Tensor:
     """Which rows of ids [B, S] some criterion ends, bool [B]; a criterion may answer for all rows by one value.
 
-    Raises TypeError or ValueError if a criterion answers otherwise.
+    Raises TypeError for an answer that isn't bool (numbers too: of them transformers takes some, and not in a beam
+    search), ValueError for one of another shape.
     """
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for criterion in criteria:
-        answer = criterion(ids, scores)
-        try:
-            answers = torch.as_tensor(answer, device=ids.device)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f"A stopping_criteria function must return bool, or a bool a row, got {answer!r} from {criterion!r}."
-            ) from None
+        answers = _as_bool(criterion(ids, scores), criterion).to(ids.device)
         if answers.shape not in ((), ended.shape):
             raise ValueError(
                 f"A stopping_criteria function must answer for {len(ids)} rows, got the shape {list(answers.shape)} "
@@ -128,3 +124,13 @@ def ended_rows(criteria: Sequence[Criterion], ids: Tensor, scores: Any) -> Tenso
             )
         ended = ended | answers
     return ended
+
+
+def _as_bool(answer: Any, criterion: Criterion) -> Tensor:
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what no tensor can be made of
+        answers = torch.as_tensor(answer)  # where it is: what another device raises isn't about the answer
+        if answers.dtype == torch.bool:
+            return answers
+    raise TypeError(
+        f"A stopping_criteria function must return bool, or a bool a row, got {answer!r} from {criterion!r}."
+    )
