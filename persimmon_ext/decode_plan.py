@@ -84,8 +84,8 @@ class DecodePlan:
 
     @staticmethod
     def can_be_captured(model: Any, *, int8_cache: bool) -> bool:
-        """Whether a CUDA graph can hold the steps of `model`: it is on a GPU, and attention has a kernel."""
-        if model.device.type != "cuda":
+        """Whether a CUDA graph can hold the steps of `model`: it is on a GPU, fits, and attention has a kernel."""
+        if model.device.type != "cuda" or not DecodePlan.fits(model):
             return False
         like = model.model.embed_tokens.weight
         rotary = like.new_empty(0, model.config.rotary_dim // 2)

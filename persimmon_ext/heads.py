@@ -142,11 +142,7 @@ class PersimmonForCausalLM(PersimmonPreTrainedModel):
     def lend_cache(self, batch: int, slots: int, implementation: str | None = None) -> Cache | None:
         """As `make_cache`, for one generation: on CUDA it may be one that an earlier call's graph was captured with."""
         int8_cache = implementation == "int8"
-        if (
-            implementation != "dynamic"
-            and DecodePlan.can_be_captured(self, int8_cache=int8_cache)
-            and DecodePlan.fits(self)
-        ):
+        if implementation != "dynamic" and DecodePlan.can_be_captured(self, int8_cache=int8_cache):
             return self.decode_graphs.take(self, batch, slots, implementation)
         return self.make_cache(batch, slots, implementation)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -77,6 +78,23 @@ def graphed(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Replays]:
     return mine, replays
 
 
+def small_model(dtype: torch.dtype, **fields: Any) -> PersimmonForCausalLM:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2}
+    return PersimmonForCausalLM(PersimmonConfig(**{**sizes, "num_attention_heads": 2, **fields})).to(dtype)
+
+
+@contextmanager
+def pretended_on_gpu(model: PersimmonForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`model` with fake weights on CUDA, where there may be no GPU, and every op with a kernel there."""
+    monkeypatch.setattr(native, "KERNELS", native.KERNELS | {(op, "CUDA") for op, _ in native.KERNELS})
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                fake = torch.empty(weight.shape, dtype=weight.dtype, device="cuda")
+                module.register_parameter(name, Parameter(fake))
+        yield
+
+
 @pytest.mark.parametrize(
     ("dtype", "fields", "expected"),
     [
@@ -93,16 +111,17 @@ def test_what_can_be_captured(
     dtype: torch.dtype, fields: Any, expected: bool, int8_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention without a kernel looks at values, so no capture is tried."""
-    monkeypatch.setattr(native, "KERNELS", native.KERNELS | {(op, "CUDA") for op, _ in native.KERNELS})
-    sizes = {"vocab_size": VOCAB, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2}
-    config = PersimmonConfig(**{**sizes, "num_attention_heads": 2, **fields})
-    model = PersimmonForCausalLM(config).to(dtype)
+    model = small_model(dtype, **fields)
     assert not DecodePlan.can_be_captured(model, int8_cache=int8_cache), "it is on the CPU"
-    with FakeTensorMode():  # there may be no GPU here
-        for module in model.modules():
-            for name, weight in list(module.named_parameters(recurse=False)):
-                module.register_parameter(name, Parameter(torch.empty(weight.shape, dtype=dtype, device="cuda")))
+    with pretended_on_gpu(model, monkeypatch):
         assert DecodePlan.can_be_captured(model, int8_cache=int8_cache) == expected
+
+
+def test_attention_of_another_kind_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(torch.bfloat16)
+    model.model.layers[1].self_attn = torch.nn.Identity()
+    with pretended_on_gpu(model, monkeypatch):
+        assert not DecodePlan.can_be_captured(model, int8_cache=False)
 
 
 def test_only_what_can_be_captured_is_kept(monkeypatch: pytest.MonkeyPatch, graphed: tuple[Any, Replays]) -> None:
