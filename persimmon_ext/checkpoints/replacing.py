@@ -2,7 +2,8 @@
 
 New files are written to a folder beside the old ones. Once they are whole, a journal there says so, and they move:
 
-1. Shards, under names that no other save has used: no index speaks of them yet.
+1. Shards, under names that no other save has used, or a conversion of the same files, whose shards have equal bytes:
+   no index speaks of them yet, or only of what they hold.
 2. Where the config or another file beside the weights changes, the old model.safetensors or index goes: for a moment,
    or until someone comes by if the process is killed right then, the folder has no weights.
 3. The files beside the weights.
@@ -140,7 +141,7 @@ def unchanged(folder: Path) -> Iterator[None]:
     replaced = CheckpointError(f"Another model was saved to {folder} while it was being loaded; load it again.")
     try:
         yield
-    except (OSError, CheckpointError) as error:
+    except (OSError, ValueError) as error:  # a CheckpointError, or a tokenizer that doesn't fit the model
         now = _file_states(folder)
         # Other files by the same names, not the same ones cut short: of that, the error itself tells.
         same = {name: state[:2] for name, state in now.items()} == {name: state[:2] for name, state in before.items()}
@@ -153,7 +154,9 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 
 def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Device, inode, size and time of the config and the weights of `folder`: what a save, or a download, changes."""
+    """Device, inode, size and time of what tells in `folder` that a model was saved or downloaded: its config and its
+    weights. Not of pickled shards, which no save writes and whose index tells, nor of the tokenizer, which is no part
+    of a model's save."""
     fixed = (CONFIG_NAME, *WEIGHT_NAMES, *QUANTIZED_NAMES)
     names = [*fixed, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))]
     states: dict[str, tuple[int, ...]] = {}
