@@ -6,7 +6,6 @@ Both models see the same random tokens; their logits must agree before anything 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +14,13 @@ from torch import Tensor
 from benchmarks import machine, models, options, scratch, step_profile, table
 from benchmarks.checks import check_close
 from benchmarks.timing import Sample, measure
+from persimmon_ext.decode_graphs import GraphedPlan
 
 #: Relative difference of logits that rounding explains, over the default's 4 layers; random 4-bit weights lose most.
 LIMITS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.08, "int8": 0.15, "int4": 0.8}
-_CHECKED_STEPS = 3
+#: Our side without its modules; "ours" calls the model.
+PLANNED = "ours in generate()"
+_CHECKED_STEPS, _WARM_UP, _MOST_PROFILED = 3, 2, 10
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,32 +52,41 @@ class Side:
 
 
 class PlannedSide:
-    """The steps of ``generate()`` on our model: its kernels without its modules. Every call of `step` is the same."""
+    """As `Side`, by the steps of ``generate()``: our model's kernels without its modules, on CUDA replayed."""
 
-    def __init__(self, model: Any, prompt: Tensor) -> None:
-        self.token = prompt[:, -1:]
-        self.past = prompt.shape[1]
-        self.cache = model.lend_cache(len(prompt), self.past + 1)  # on CUDA: one whose steps are captured
+    def __init__(self, model: Any, prompt: Tensor, tokens: Tensor, steps: int) -> None:
+        """`steps`: how many will be run, for which the cache has room."""
+        self.tokens = tokens  # [B, steps]
+        self.done, self.past = 0, prompt.shape[1]
+        self.cache = model.lend_cache(len(prompt), self.past + steps)  # on CUDA: one whose steps are captured
         model(prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.plan = model.decode_plan(self.past + 1, self.cache)
+        self.plan = model.decode_plan(self.past + steps, self.cache)
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether the steps were replays of a CUDA graph."""
+        return isinstance(self.plan, GraphedPlan) and self.plan.is_captured
 
     def step(self) -> Tensor:
-        """Returns the likeliest next token [B], from logits in float32, as generate() chooses it."""
+        """Returns the logits [B, V] in float32, from which generate() chooses, as part of the work, the next token."""
+        token = self.tokens[:, self.done % self.tokens.shape[1], None]
         with torch.inference_mode():
-            logits = self.plan(self.token, self.past, None, self.cache)
-        chosen = logits[:, -1].to(torch.float32, copy=True).argmax(-1)
-        self.cache.truncate(self.past)
-        return chosen
+            logits: Tensor = self.plan(token, self.past + self.done, None, self.cache)
+        self.done += 1
+        logits = logits[:, -1].to(torch.float32, copy=True)
+        logits.argmax(-1)
+        return logits
 
 
-def compare(sides: dict[str, Side], limit: float) -> float | None:
-    """Largest relative difference of the logits over the first steps; None where there is one side only."""
+def compare(sides: dict[str, Side | PlannedSide], limit: float) -> float | None:
+    """Largest relative difference of the logits over the first steps; None without transformers."""
     found = None
     for step in range(_CHECKED_STEPS):
         logits = {name: side.step() for name, side in sides.items()}
         if "transformers" in logits:
             difference = check_close(f"logits of step {step}", logits["ours"], logits["transformers"], limit)
             found = max(found or 0.0, difference)
+        check_close(f"logits of {PLANNED} at step {step}", logits[PLANNED], logits["ours"], limit)
     return found
 
 
@@ -123,17 +134,20 @@ def run(arguments: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(chosen.seed)
     prompt = models.random_ids(chosen.batch, chosen.context, chosen.vocab, generator).to(device)
     tokens = models.random_ids(chosen.batch, 256, chosen.vocab, generator).to(device)
-    sides = {name: Side(model, prompt, tokens) for name, model in pair.sides().items()}
+    planned = PlannedSide(pair.ours, prompt, tokens, _CHECKED_STEPS + _WARM_UP + chosen.repeats)
+    sides: dict[str, Side | PlannedSide] = {
+        name: Side(model, prompt, tokens) for name, model in pair.sides().items()
+    } | {PLANNED: planned}
     limit = chosen.limit or LIMITS[chosen.quantization or chosen.dtype]
     with models.counted_zeros(pair.ours) as zeros:
         difference = compare(sides, limit)
         each, common = zeros()
 
-    steps: dict[str, Callable[[], Any]] = {name: side.step for name, side in sides.items()}
-    samples = measure(steps, device=device, repeats=chosen.repeats, warmup=2, flush=reader)
+    steps = {name: side.step for name, side in sides.items()}
+    samples = measure(steps, device=device, repeats=chosen.repeats, warmup=_WARM_UP, flush=reader)
     ceilings = {"read_bytes_per_s": reader.bytes_per_s(samples.pop("flush"))}
     cached = chosen.context + sides["ours"].done - chosen.repeats // 2
-    read = {"ours": bytes_read(pair.ours, chosen.batch, cached, common)}
+    read = dict.fromkeys(("ours", PLANNED), bytes_read(pair.ours, chosen.batch, cached, common))
     if pair.theirs is not None:
         read["transformers"] = bytes_read(pair.theirs, chosen.batch, cached, 0.0)
     rows = [
@@ -144,6 +158,7 @@ def run(arguments: list[str] | None = None) -> None:
         "zeros": each,
         "zeros_in_all_rows": common,
         "logits_difference": difference,
+        "captured": planned.is_captured,
         "results": rows,
         "weight_bytes": models.weight_bytes(pair.ours),
         "peak_memory_bytes": machine.peak_memory(device),
@@ -153,9 +168,11 @@ def run(arguments: list[str] | None = None) -> None:
     if "transformers" in samples:
         result["ratio"] = samples["transformers"].median / samples["ours"].median
     if chosen.profile:
-        steps = min(chosen.repeats, 10)
-        result["profile"] = step_profile.shares(lambda: sides["ours"].step, steps)
-        result["generate_profile"] = step_profile.shares(lambda: PlannedSide(pair.ours, prompt).step, steps)
+        count = min(chosen.repeats, _MOST_PROFILED)
+        result["profile"] = step_profile.shares(lambda: sides["ours"].step, count)
+        result["generate_profile"] = step_profile.shares(
+            lambda: PlannedSide(pair.ours, prompt, tokens, 1 + count).step, count
+        )
     show(result)
     table.write_json(chosen.json, result)
 
@@ -167,6 +184,8 @@ def show(result: dict[str, Any]) -> None:
     lines = []
     if "ratio" in result:
         lines.append(f"{result['ratio']:.2f} times transformers; logits differ by {result['logits_difference']:.4f}")
+    if result["captured"]:
+        lines.append(f"the steps of {PLANNED} were replays of a CUDA graph")
     lines.append(f"zeros: {result['zeros']:.1%} of activations, {result['zeros_in_all_rows']:.1%} in all rows at once")
     lines.append(
         f"weights without the embedding {result['weight_bytes'] / 1e9:.2f} GB; peak memory of the process "

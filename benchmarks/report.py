@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import convert, kernels, loading, table
+from benchmarks.decode import PLANNED
 
 try:
     from matplotlib import figure as drawing
@@ -43,7 +44,7 @@ def load(path: str) -> Result:
 def model_row(result: Result) -> dict[str, str]:
     """One run of a whole model as a row."""
     chosen, sides = result["options"], {row["side"]: row for row in result["results"]}
-    ours, theirs = sides["ours"], sides.get("transformers")
+    ours, theirs, planned = sides["ours"], sides.get("transformers"), sides.get(PLANNED)
     decode = result["program"] == "decode"
     length = chosen["context"] if decode else chosen["tokens"]
     row = {
@@ -63,6 +64,7 @@ def model_row(result: Result) -> dict[str, str]:
             "GB/s": f"{ours['gb_per_s']:.1f}",
             "of bandwidth": f"{share:.0%}",
             "ratio at 100%": f"{result['ratio'] / share:.2f}" if theirs else "",  # the most that memory allows
+            "in generate(), tokens/s": f"{planned['tokens_per_s']:.2f}" if planned else "",
         }
     else:
         row |= {"GFLOP/s": f"{ours['gflops']:.0f}", "of matmul rate": f"{ours['share_of_matmul']:.0%}"}

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from graph_helpers import Replays
 
 from benchmarks import checks, decode, generate, kernels, models, options, prefill, report, scratch, serve, suite
 from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
-from persimmon_ext import ops
+from persimmon_ext import heads, ops
+from persimmon_ext.decode_graphs import DecodeGraphs
+from persimmon_ext.decode_plan import DecodePlan
 from persimmon_ext.ops.native import KERNELS
 
 SIZES = {"hidden": 128, "ffn": 256, "heads": 2, "vocab": 211, "repeats": 2, "bandwidth-buffer": 1}
@@ -87,8 +90,9 @@ def test_generate_refuses_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_decode(dtype: str, tmp_path: Path) -> None:
     result = results_of(decode, [*MODEL, "--dtype", dtype, "--batch", "2", "--context", "5", "--profile"], tmp_path)
-    assert [row["side"] for row in result["results"]] == ["ours", "transformers"]
+    assert [row["side"] for row in result["results"]] == ["ours", "transformers", decode.PLANNED]
     assert result["ratio"] > 0
+    assert not result["captured"]
     for profile in (result["profile"], result["generate_profile"]):
         assert profile["linear"] > 0
         assert sum(profile.values()) == pytest.approx(1)
@@ -99,8 +103,28 @@ def test_decode(dtype: str, tmp_path: Path) -> None:
 
 def test_decode_of_one_side(tmp_path: Path) -> None:
     result = results_of(decode, [*MODEL, "--only-ours"], tmp_path)
-    assert [row["side"] for row in result["results"]] == ["ours"]
+    assert [row["side"] for row in result["results"]] == ["ours", decode.PLANNED]
     assert "ratio" not in result
+
+
+def test_decode_times_captured_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on CUDA: the steps of generate() are replays of a graph."""
+    replays = Replays()
+    monkeypatch.setattr(DecodePlan, "can_be_captured", lambda model, *, int8_cache: True)
+    monkeypatch.setattr(heads, "DecodeGraphs", lambda: DecodeGraphs(replays.capture))
+    result = results_of(decode, [*MODEL, "--only-ours"], tmp_path)
+    assert result["captured"]
+    assert replays.captures == 1
+    assert replays.replays == 3 + 2 + SIZES["repeats"], "checked, warm-up, timed"
+    assert "replays of a CUDA graph" in capsys.readouterr().out
+
+
+def test_decode_refuses_other_logits_of_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode.PlannedSide, "step", lambda self: torch.zeros(1, SIZES["vocab"]))
+    with pytest.raises(SystemExit, match=r"logits of ours in generate\(\) at step 0: relative difference 1"):
+        options.main(lambda: decode.run([*MODEL, "--only-ours"]))
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9])
