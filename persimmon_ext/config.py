@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from persimmon_ext.config_checks import check_config, check_num_labels
+from persimmon_ext.links import check_links
 from persimmon_ext.rope_parameters import (
     PRETRAINED_LENGTH,
     PRETRAINED_LENGTH_TYPES,
@@ -242,9 +243,12 @@ class PersimmonConfig:
 
     @classmethod
     def from_pretrained(cls: type[ConfigType], path: str | os.PathLike[str], **overrides: Any) -> ConfigType:
-        """Reads a folder's config.json, or the file itself. FileNotFoundError, or ValueError if it is not an object."""
+        """Reads a folder's config.json, or the file itself. FileNotFoundError, or ValueError if it is not an object, or
+        the folder's is a link to elsewhere."""
         file = Path(path)
-        file = file / CONFIG_NAME if file.is_dir() else file
+        if file.is_dir():
+            check_links(file, [CONFIG_NAME])
+            file = file / CONFIG_NAME
         if not file.is_file():
             raise FileNotFoundError(f"There is no {CONFIG_NAME} at {str(path)!r}; give a local folder or file.")
         try:

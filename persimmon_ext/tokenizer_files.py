@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from persimmon_ext.links import check_links
+
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -25,12 +27,14 @@ UNLIMITED = int(1e30)
 def find_model(path: str | os.PathLike[str]) -> tuple[Path, Path | None]:
     """The sentencepiece file that ``path`` means, and the folder of its settings (None for a lone file).
 
-    Raises FileNotFoundError where there is none and TypeError for what is no path.
+    Raises FileNotFoundError where there is none, TypeError for what is no path, and ValueError for a folder with a file
+    that is a link to elsewhere.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"The tokenizer's place must be a path, not {path!r}.")
     path = Path(path)
     if path.is_dir():
+        check_links(path, TOKENIZER_FILES)  # a lone file is what the caller named
         model = path / MODEL_FILE
         if not model.is_file():
             raise FileNotFoundError(f"The folder {path} holds no {MODEL_FILE}, the sentencepiece model of a tokenizer.")

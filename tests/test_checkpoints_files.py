@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from checkpoint_helpers import INDEX, WEIGHTS, edit_weights, load, make_model
 from safetensors.torch import load_file, save_file
 
+from persimmon_ext import GenerationConfig, PersimmonConfig, PersimmonTokenizer, embedded_checkpoint
 from persimmon_ext.checkpoints import CheckpointError, loading, reading, save_pretrained
 from persimmon_ext.checkpoints.inspection import open_checkpoint
+from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 
 
 @pytest.fixture
@@ -238,7 +241,7 @@ class TestLinks:
 
     @pytest.mark.parametrize(
         "name",
-        ["config.json", "generation_config.json", WEIGHTS, "tokenizer.model", "tokenizer_config.json"],
+        ["config.json", "generation_config.json", WEIGHTS, *TOKENIZER_FILES],
     )
     def test_other_files_that_are_links(self, folder: Path, tmp_path: Path, name: str) -> None:
         (tmp_path / "elsewhere").write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
@@ -248,6 +251,26 @@ class TestLinks:
             load(folder)
         with pytest.raises(CheckpointError, match="is a link to"), open_checkpoint(folder):
             pass
+
+    @pytest.mark.parametrize(
+        ("name", "read"),
+        [
+            ("config.json", PersimmonConfig.from_pretrained),
+            ("generation_config.json", GenerationConfig.from_folder),
+            *((name, PersimmonTokenizer.from_pretrained) for name in TOKENIZER_FILES),
+        ],
+        ids=str,
+    )
+    def test_links_for_who_reads_one_of_the_files(self, tmp_path: Path, name: str, read: Callable[[Path], Any]) -> None:
+        folder = tmp_path / "folder"
+        shutil.copytree(embedded_checkpoint(), folder)
+        if not (folder / name).exists():
+            (folder / name).write_text("{}")
+        read(folder)
+        (folder / name).rename(tmp_path / "elsewhere")
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=rf"{name} is a link to .*elsewhere, outside its folder; files that"):
+            read(folder)
 
     def test_an_index_that_is_a_link(self, sharded: Path, tmp_path: Path) -> None:
         (sharded / INDEX).rename(tmp_path / "elsewhere")

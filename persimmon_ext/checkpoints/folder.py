@@ -1,7 +1,7 @@
 """Which files of a folder hold the weights.
 
 A checkpoint comes from someone else: neither its index nor a link in it may make a reader open files that lie
-elsewhere. The one exception is the Hugging Face cache: its ``snapshots`` are links to the ``blobs`` of the same model.
+elsewhere, see :mod:`persimmon_ext.links`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.links import check_links, lies_inside
 from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 
 CONFIG_NAME = "config.json"
@@ -53,18 +54,15 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
         raise NotADirectoryError(f"A checkpoint is a folder with a {CONFIG_NAME} and weights, but {folder} is a file.")
     if not os.path.isfile(folder / CONFIG_NAME):
         raise FileNotFoundError(f"There is no {CONFIG_NAME} in {folder}.")
-    check_links(folder, [CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES])
+    _check_links(folder, [CONFIG_NAME, GENERATION_CONFIG_NAME, *TOKENIZER_FILES])
     return folder
 
 
-def check_links(folder: Path, names: Iterable[str]) -> None:
-    """Raises CheckpointError if one of the files `names` of `folder` is a link that leads out of it."""
-    for name in names:
-        path = folder / name
-        if path.is_symlink() and not _lies_inside(path, folder):
-            raise CheckpointError(
-                f"{path} is a link to {os.readlink(path)}, outside its folder; files that lie elsewhere aren't read."
-            )
+def _check_links(folder: Path, names: Iterable[str]) -> None:
+    try:
+        check_links(folder, names)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def find_weights(folder: Path, *, quantized: bool = False) -> WeightFiles:
@@ -79,7 +77,7 @@ def find_weights(folder: Path, *, quantized: bool = False) -> WeightFiles:
     for name in names:
         path = folder / name
         if os.path.isfile(path):
-            check_links(folder, [name])
+            _check_links(folder, [name])
             return _indexed(path) if name.endswith(".json") else WeightFiles((path,))
     raise FileNotFoundError(f"There are no weights in {folder}: none of {', '.join(names)} is there.")
 
@@ -110,26 +108,8 @@ def _check_inside(index: Path, name: str) -> None:
     folder = index.parent
     parts = Path(name).parts
     outside = not parts or "\0" in name or os.path.isabs(name) or ".." in parts
-    if outside or not _lies_inside(folder / name, folder):
+    if outside or not lies_inside(folder / name, folder):
         raise CheckpointError(f"{index} names the file {name!r}, which is not inside {folder}.")
-
-
-def _lies_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` is in `folder` when all links are followed, or what it is there is a link of the Hub's cache."""
-    try:
-        os.fsencode(path)
-        found, home = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError, ValueError):  # a link to itself, a lone surrogate
-        return False
-    blobs = _blobs(home)
-    return found.is_relative_to(home) or (blobs is not None and found.parent == blobs)
-
-
-def _blobs(home: Path) -> Path | None:
-    """Where the files of ``models--OWNER--NAME/snapshots/COMMIT`` in the Hub's cache lie; None for any other folder."""
-    model = home.parent.parent
-    is_snapshot = home.parent.name == "snapshots" and model.name.startswith("models--")
-    return model / "blobs" if is_snapshot else None
 
 
 def _indexed(index: Path) -> WeightFiles:

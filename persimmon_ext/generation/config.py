@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from persimmon_ext.generation.warning import warn
+from persimmon_ext.links import check_links
 
 FILE_NAME = "generation_config.json"
 DEFAULT_TOP_K = 50
@@ -144,9 +145,11 @@ class GenerationConfig:
     def from_folder(cls, folder: str | os.PathLike[str]) -> GenerationConfig | None:
         """From a checkpoint's generation_config.json; None where there is no such file.
 
-        Settings that are absent here are left out with a warning that names them. Raises ValueError for a broken file.
+        Settings that are absent here are left out with a warning that names them. Raises ValueError for a broken file,
+        or one that is a link to elsewhere.
         """
         file = Path(folder) / FILE_NAME
+        check_links(file.parent, [FILE_NAME])
         if not file.is_file():
             return None
         try:
