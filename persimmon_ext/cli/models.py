@@ -17,7 +17,6 @@ from persimmon_ext.heads import PersimmonForCausalLM
 from persimmon_ext.outputs import Speculation
 from persimmon_ext.quantization import FORMATS
 from persimmon_ext.tokenizer import PersimmonTokenizer
-from persimmon_ext.vocabulary import check_fits
 
 _DEFAULT_TEMPERATURE = 0.8  # the embedded model is small: greedy search would repeat itself
 _DEFAULT_TOP_P = 0.95
@@ -96,7 +95,6 @@ def load(arguments: argparse.Namespace) -> tuple[Any, PersimmonTokenizer]:
     model = PersimmonForCausalLM.from_pretrained(
         folder, dtype=arguments.dtype, device=device, quantization=arguments.quantization
     )
-    check_fits(len(tokenizer), model.config.vocab_size, f"The tokenizer in {folder}")
     return model, tokenizer
 
 
