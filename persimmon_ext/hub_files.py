@@ -24,13 +24,17 @@ class HubRequest:
 
 
 def find_or_download(
-    path: str | os.PathLike[str], request: HubRequest, download: Callable[[Callable[[str], Path], Any], Path]
+    path: str | os.PathLike[str],
+    request: HubRequest,
+    download: Callable[[Callable[[str], Path], Any], Path],
+    is_whole: Callable[[Callable[[str], Path | None]], bool],
 ) -> str | os.PathLike[str]:
     """Returns `path` if it exists or can't be a name on the Hub, else the folder that `download` returns.
 
     `download` gets a function from the name of a file of the repository to where it is now, and huggingface_hub's
     errors; a file that the repository lacks raises their EntryNotFoundError, as does one that the cache lacks where
-    nothing may be downloaded; a network that fails raises FileNotFoundError.
+    nothing may be downloaded; a network that fails raises FileNotFoundError, unless the cache has all that is needed.
+    That is what `is_whole` tells, of a function from the name of a file to where the cache has it, or None.
 
     Raises FileNotFoundError, saying why, if the repository can't be had: it is not there, private, or there is no
     network; ConnectionError if the Hub fails; ImportError if huggingface_hub is missing.
@@ -55,17 +59,25 @@ def find_or_download(
             f"({reason})."
         )
 
+    def cached(name: str) -> Path | None:
+        found = hub.try_to_load_from_cache(path, name, **place)
+        return Path(found) if isinstance(found, str) else None
+
     def fetch(name: str) -> Path:
         only_local, token = request.local_files_only, request.token
         try:
             return Path(hub.hf_hub_download(path, name, **place, local_files_only=only_local, token=token))
         except errors.LocalEntryNotFoundError as error:
-            # What is in no cache may be in no repository either: without a network by intent, or where the cache
-            # remembers an answer of the Hub, that is taken for one that isn't there. A failure isn't.
+            # What is in no cache may be in no repository either: without a network by intent, beside a whole download,
+            # or where the cache remembers an answer of the Hub, that is taken for one that isn't there. A failure
+            # isn't: other weights, of another age perhaps, would take the place of these.
             is_offline = only_local or isinstance(error.__cause__, errors.OfflineModeIsEnabled)
-            if is_offline or hub.try_to_load_from_cache(path, name, **place) is not None:
+            if is_offline or hub.try_to_load_from_cache(path, name, **place) is not None or is_whole(cached):
                 raise
-            raise unreachable(f"the Hub is out of reach for {name}; local_files_only=True does without") from error
+            raise FileNotFoundError(
+                f"There is no folder {path!r}, {name} of the repository is not in the Hub's cache, and the Hub is out "
+                "of reach; local_files_only=True takes what the cache has."
+            ) from error
 
     try:
         return download(fetch, errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class PersimmonTokenizer(TokenCodec):
         huggingface_hub isn't installed, and ValueError, naming the file, for one that cannot be read.
         """
         request = HubRequest(revision, cache_dir, local_files_only, token)
-        file, folder = files.find_model(find_or_download(path, request, _download))
+        file, folder = files.find_model(find_or_download(path, request, _download, _is_whole))
         stored = {} if folder is None else files.read_settings(folder)
         return cls(file, **{**stored, **settings})
 
@@ -285,3 +285,8 @@ def _download(fetch: Any, errors: Any) -> Path:
         with suppress(errors.EntryNotFoundError):
             fetch(name)
     return folder
+
+
+def _is_whole(cached: Callable[[str], Path | None]) -> bool:
+    """Whether the cache has what every saved tokenizer has: any other file may never have been there."""
+    return all(map(cached, (files.MODEL_FILE, files.CONFIG_FILE)))

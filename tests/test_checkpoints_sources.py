@@ -204,10 +204,42 @@ def test_a_network_that_fails_in_between(hub: Hub, monkeypatch: pytest.MonkeyPat
     model.config.save_pretrained(hub.repository)
     torch.save(model.state_dict(), hub.repository / "pytorch_model.bin")
     failing_for(hub, monkeypatch, file, errors.LocalEntryNotFoundError("connection reset"))
-    with pytest.raises(FileNotFoundError, match=f"the Hub is out of reach for {file}; local_files_only=True does"):
+    with pytest.raises(FileNotFoundError, match=f"'{NAME}', {file} of .* is not in the Hub's cache, and"):
         PersimmonForCausalLM.from_pretrained(NAME)
     assert "pytorch_model.bin" not in hub.asked
     assert_same_tensors(model, PersimmonForCausalLM.from_pretrained(NAME, local_files_only=True))
+
+
+@pytest.mark.parametrize("size", ["5GB", 3000])
+def test_a_whole_cache_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int | str) -> None:
+    """Of other programs, which don't ask for all that we do. A shard less, and it isn't whole."""
+    cache = tmp_path / "cache" / "models--adept--persimmon-8b-base"
+    snapshot = cache / "snapshots" / "abc"
+    model = make_model()
+    model.save_pretrained(snapshot, max_shard_size=size)
+    (snapshot / "generation_config.json").unlink()
+    PersimmonTokenizer.from_pretrained(embedded_checkpoint()).save_pretrained(tmp_path / "tokenizer")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+
+    def out_of_reach(name: str, file: str, **options: Any) -> str:
+        if (snapshot / file).is_file():
+            return str(snapshot / file)
+        raise errors.LocalEntryNotFoundError("connection reset")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", out_of_reach)
+    assert_same_tensors(model, PersimmonForCausalLM.from_pretrained(NAME, cache_dir=tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model of the repository is not in"):
+        PersimmonTokenizer.from_pretrained(NAME, cache_dir=tmp_path / "cache")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "tokenizer" / name, snapshot)
+    assert len(PersimmonTokenizer.from_pretrained(NAME, cache_dir=tmp_path / "cache")) > 256
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (snapshot / name).unlink()
+    next(snapshot.glob("model*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="is not in the Hub's cache, and the Hub is out of reach"):
+        PersimmonForCausalLM.from_pretrained(NAME, cache_dir=tmp_path / "cache")
 
 
 def test_a_cache_that_knows_of_no_safetensors(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from persimmon_ext.checkpoints.folder import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     QUANTIZED_NAMES,
+    SAFETENSORS_INDEX_NAME,
+    SAFETENSORS_NAME,
     WEIGHT_NAMES,
     read_index,
 )
@@ -28,7 +31,18 @@ def find_checkpoint(path: str | os.PathLike[str], request: HubRequest) -> str | 
         _fetch_weights(fetch, errors)
         return folder
 
-    return find_or_download(path, request, download)
+    return find_or_download(path, request, download, _is_whole)
+
+
+def _is_whole(cached: Callable[[str], Path | None]) -> bool:
+    """Whether the cache has a config and all of one form of safetensors, which come last of a download."""
+    if cached(CONFIG_NAME) is None:
+        return False
+    for name in (SAFETENSORS_NAME, SAFETENSORS_INDEX_NAME, *QUANTIZED_NAMES):
+        file = cached(name)
+        if file is not None and (not name.endswith(".json") or all(map(cached, set(read_index(file).values())))):
+            return True
+    return False
 
 
 def _fetch_weights(fetch: Any, errors: Any) -> None:
