@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,9 @@ from fake_toolkit import make_toolkit, write_program
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path, toolkit: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, toolkit: Path, *arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OUT": str(folder / "out"), "CUDA_HOME": str(toolkit)}
-    command = ["bash", str(ROOT / "scripts/gpu_check.sh"), *arguments]
+    command = ["bash", str(root / "scripts/gpu_check.sh"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -70,3 +71,16 @@ def test_a_failed_build_ends_with_the_table(tmp_path: Path) -> None:
     [line] = (tmp_path / "out/table.txt").read_text().splitlines()
     assert re.fullmatch(r"build for 9\.0a +failed \(7\) +\d+ s", line)
     assert result.stdout.splitlines()[-1] == line
+
+
+def test_stops_where_no_test_needs_a_gpu(tmp_path: Path) -> None:
+    """Rather than run none of them and be content."""
+    root = tmp_path / "root"
+    for name in ("scripts", "build_support"):
+        shutil.copytree(ROOT / name, root / name)
+    (root / "tests").mkdir()
+    (root / "tests" / "test_plain.py").write_text("def test_nothing() -> None: ...\n")
+    result = run(tmp_path, make_toolkit(tmp_path / "toolkit"), "--dry-run", sys.executable, root=root)
+    assert result.returncode == 1
+    assert "no test file has the marker gpu" in result.stderr
+    assert "tests that need a GPU" not in result.stdout
