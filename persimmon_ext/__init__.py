@@ -23,14 +23,11 @@ from persimmon_ext.assets import embedded_checkpoint
 from persimmon_ext.cache import DynamicCache, StaticCache
 from persimmon_ext.cache_int8 import Int8Cache
 from persimmon_ext.checkpoints import CheckpointError
+from persimmon_ext.classification import PersimmonForSequenceClassification, PersimmonForTokenClassification
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.conversation import Conversation
 from persimmon_ext.generation import GenerationConfig, plan_memory
-from persimmon_ext.heads import (
-    PersimmonForCausalLM,
-    PersimmonForSequenceClassification,
-    PersimmonForTokenClassification,
-)
+from persimmon_ext.heads import PersimmonForCausalLM
 from persimmon_ext.modeling import PersimmonModel
 from persimmon_ext.pretrained import PersimmonPreTrainedModel
 from persimmon_ext.text_stream import TextStreamer

@@ -13,12 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from persimmon_ext.checkpoints import load_pretrained
+from persimmon_ext.classification import PersimmonForSequenceClassification, PersimmonForTokenClassification
 from persimmon_ext.config import PersimmonConfig
-from persimmon_ext.heads import (
-    PersimmonForCausalLM,
-    PersimmonForSequenceClassification,
-    PersimmonForTokenClassification,
-)
+from persimmon_ext.heads import PersimmonForCausalLM
 from persimmon_ext.modeling import PersimmonModel
 
 WEIGHTS = "model.safetensors"

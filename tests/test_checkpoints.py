@@ -13,12 +13,9 @@ from checkpoint_helpers import CLASSES, assert_same_tensors, edit_config, make_m
 from safetensors.torch import load_file, save_file
 
 from persimmon_ext.checkpoints import CheckpointError, load_pretrained, save_pretrained
+from persimmon_ext.classification import PersimmonForSequenceClassification, PersimmonForTokenClassification
 from persimmon_ext.config import PersimmonConfig
-from persimmon_ext.heads import (
-    PersimmonForCausalLM,
-    PersimmonForSequenceClassification,
-    PersimmonForTokenClassification,
-)
+from persimmon_ext.heads import PersimmonForCausalLM
 from persimmon_ext.modeling import PersimmonModel
 
 HIDDEN_MAJOR = "model.layers.0.mlp.dense_4h_to_h.weight"
