@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from checkpoint_helpers import assert_same_tensors, edit_config
 from helpers import random_ids
 from quantized_helpers import FORMATS, MLP, make
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from persimmon_ext import (
     CheckpointError,
@@ -21,7 +24,7 @@ from persimmon_ext import (
     PersimmonForTokenClassification,
     PersimmonModel,
 )
-from persimmon_ext.checkpoints import filling
+from persimmon_ext.checkpoints import filling, loading
 from persimmon_ext.checkpoints.weight_file import WeightFile
 
 WEIGHTS = "quantized.safetensors"
@@ -189,14 +192,16 @@ def test_damaged_tensors(folder, name):
         PersimmonForCausalLM.from_pretrained(folder)
 
 
-def test_a_weight_that_is_not_finite(tmp_path, name):
+@pytest.mark.parametrize("piece", [64, 2**22])
+def test_a_weight_that_is_not_finite(tmp_path, name, monkeypatch, piece):
+    monkeypatch.setattr(filling, "_PIECE", piece)
     model = make()
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    state[f"{MLP}.dense_4h_to_h.weight"][3, 7] = float("nan")
+    state[f"{MLP}.dense_4h_to_h.weight"][67, 7] = float("nan")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"dense_4h_to_h\.weight can't be quantised: there is .* NaN in its rows 0 to 127"
+        CheckpointError, match=r"dense_4h_to_h\.weight can't be quantised: there is .* NaN in its row 67\.$"
     ):
         PersimmonForCausalLM.from_pretrained(tmp_path, quantization=name)
     model.load_state_dict(state)
@@ -226,6 +231,21 @@ def test_weights_are_quantised_from_pieces(tmp_path, name, monkeypatch, tied, pi
     assert max(read) <= max(piece, 64 * row_bytes if name == "int4" else row_bytes)
     weights = (weight.nbytes for key, weight in make(dtype=torch.bfloat16).state_dict().items() if "mlp" in key)
     assert max(weights) > max(read)  # so a weight that was read whole would have been noticed
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_progress_ends_at_its_total(tmp_path, name, monkeypatch, tied):
+    """A tied weight is read for the embedding, and once more to be quantised for the head."""
+    make(tie_word_embeddings=tied).save_pretrained(tmp_path)
+    bars: list[Any] = []
+
+    def bar(**options: Any) -> Any:
+        bars.append(tqdm(**{**options, "file": io.StringIO(), "disable": False}))
+        return bars[-1]
+
+    monkeypatch.setattr(loading, "tqdm", bar)
+    PersimmonForCausalLM.from_pretrained(tmp_path, quantization=name)
+    assert bars[0].n == bars[0].total > 0
 
 
 def test_a_pickled_weight_of_another_layout(tmp_path, name):

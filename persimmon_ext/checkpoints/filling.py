@@ -117,7 +117,7 @@ class Filler:
 
     def _quantize_whole(self, weights: WeightFile, name: str, layer: QuantizedLinear, device: torch.device) -> None:
         weight = weights.read(name)
-        with _finite(name, 0, len(weight)):
+        with _finite(name, 0, weight):
             layer.set_weight(weight, device)
 
     def _quantize_rows(self, weights: WeightFile, name: str, layer: QuantizedLinear, first: int, last: int) -> None:
@@ -125,7 +125,7 @@ class Filler:
         device = layer.codes.device
         is_gpu = device.type == "cuda"
         piece = self._piece(weights, name, first, last, pinned=is_gpu)
-        with _finite(name, first, last):
+        with _finite(name, first, piece):
             layer.set_rows(first, piece.to(device, non_blocking=True) if is_gpu else piece)
         if is_gpu:
             torch.cuda.current_stream(device).synchronize()  # the buffer is free again
@@ -148,14 +148,13 @@ class Filler:
 
 
 @contextmanager
-def _finite(name: str, first: int, last: int) -> Iterator[None]:
-    """A context for quantising some rows of a tensor: those that can't be are a CheckpointError."""
+def _finite(name: str, first: int, rows: Tensor) -> Iterator[None]:
+    """A context for quantising `rows`, from row `first`, of a tensor: one that can't be is a CheckpointError."""
     try:
         yield
     except ValueError as error:
-        raise CheckpointError(
-            f"{name} can't be quantised: there is an infinity or NaN in its rows {first} to {last - 1}."
-        ) from error
+        row = first + int((~rows.isfinite()).any(dim=1).nonzero()[0])
+        raise CheckpointError(f"{name} can't be quantised: there is an infinity or NaN in its row {row}.") from error
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -211,7 +211,7 @@ def _fill(
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for name, stored in assignment.sources.items():
         by_file.setdefault(infos[stored].file, []).append((name, stored))
-    total = sum(infos[stored].nbytes for stored in assignment.sources.values())
+    total = sum(infos[stored].nbytes * _readings(model, aliases[name]) for name, stored in assignment.sources.items())
     bar = tqdm(
         desc="Loading weights", total=total, unit="B", unit_scale=True, delay=_SILENT_SECONDS, disable=not progress
     )
@@ -234,18 +234,26 @@ def _place(
     model: nn.Module, names: tuple[str, ...], weights: WeightFile, stored: str, target: Target, filler: Filler
 ) -> None:
     """Gives `model` the stored tensor that it knows by all `names`, quantised where the layer is."""
-    plain = []
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if isinstance(module, QuantizedLinear) and leaf == "weight":
-            filler.quantize(weights, stored, module, target.device(name))
-        else:
-            plain.append(name)
+    quantized = _quantized(model, names)
+    for name, layer in quantized.items():
+        filler.quantize(weights, stored, layer, target.device(name))
+    plain = [name for name in names if name not in quantized]
     if plain:
-        if len(plain) < len(names):
+        if quantized:
             filler.wait()  # a tied head: its checksum is put together from one reading at a time
         filler.fill(weights, stored, _materialise(model, tuple(plain), target))
+
+
+def _quantized(model: nn.Module, names: tuple[str, ...]) -> dict[str, QuantizedLinear]:
+    """Those of `names` that are the weight of a quantised layer, and the layer."""
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names if name.endswith(".weight")}
+    return {name: module for name, module in owners.items() if isinstance(module, QuantizedLinear)}
+
+
+def _readings(model: nn.Module, names: tuple[str, ...]) -> int:
+    """How often `_place` reads a tensor that `model` knows by `names`: for each quantised layer, and for the others."""
+    quantized = len(_quantized(model, names))
+    return quantized + (quantized < len(names))
 
 
 def _materialise(model: nn.Module, names: tuple[str, ...], target: Target) -> Tensor:
