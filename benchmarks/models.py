@@ -17,6 +17,7 @@ import persimmon_ext
 from benchmarks import options
 from benchmarks.weights import Filler, copied
 from persimmon_ext.huge_pages import on_huge_pages
+from persimmon_ext.meta_models import without_memory
 
 _HIDDEN_MAJOR = "dense_4h_to_h.weight"
 
@@ -65,7 +66,7 @@ def build(arguments: argparse.Namespace, device: torch.device) -> Pair:
     }
     dtype = options.DTYPES[arguments.dtype]
     config = persimmon_ext.PersimmonConfig(**settings)
-    with torch.device("meta"):
+    with without_memory():
         ours = persimmon_ext.PersimmonForCausalLM(config)
     ours.model.rotary_emb = type(ours.model.rotary_emb)(config).to(device)
     theirs = None if arguments.only_ours else _transformers_model(settings, arguments.attention, device)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from persimmon_ext.checkpoints.folder import GENERATION_CONFIG_NAME
 from persimmon_ext.generation.warning import warn
 from persimmon_ext.links import check_links
 
-FILE_NAME = "generation_config.json"
 DEFAULT_TOP_K = 50
 
 # Settings of transformers that are absent here, and the values that ask for nothing: older files spell them out.
@@ -148,8 +148,8 @@ class GenerationConfig:
         Settings that are absent here are left out with a warning that names them. Raises ValueError for a broken file,
         or one that is a link to elsewhere.
         """
-        file = Path(folder) / FILE_NAME
-        check_links(file.parent, [FILE_NAME])
+        file = Path(folder) / GENERATION_CONFIG_NAME
+        check_links(file.parent, [GENERATION_CONFIG_NAME])
         if not file.is_file():
             return None
         try:
@@ -171,8 +171,8 @@ class GenerationConfig:
     def save(self, folder: str | os.PathLike[str]) -> str:
         """Writes generation_config.json; returns that name."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
-        (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
-        return FILE_NAME
+        (Path(folder) / GENERATION_CONFIG_NAME).write_text(text, encoding="utf-8")
+        return GENERATION_CONFIG_NAME
 
 
 _FIELDS = tuple(field.name for field in fields(GenerationConfig))
