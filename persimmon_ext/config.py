@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from persimmon_ext.config_checks import check_config, check_num_labels
+from persimmon_ext.config_checks import check_config
+from persimmon_ext.config_labels import numbered_labels, read_labels
 from persimmon_ext.links import check_links
 from persimmon_ext.rope_parameters import (
     PRETRAINED_LENGTH,
@@ -99,7 +100,7 @@ class PersimmonConfig:
         self.architectures = architectures
         torch_dtype = extra.pop("torch_dtype", None)
         self.dtype = dtype if dtype is not None else torch_dtype
-        self._set_labels(num_labels, id2label, label2id)
+        self.id2label, self.label2id = read_labels(num_labels, id2label, label2id)
         self._set_rope(rope_parameters, extra)
         stated = {name: extra.pop(name, None) for name in ("model_type", "num_key_value_heads", "head_dim")}
         self.extra.update(extra)
@@ -116,28 +117,6 @@ class PersimmonConfig:
         for name, value in stated.items():
             if value is not None and value != implied[name]:
                 raise ValueError(f"{name} must be {implied[name]!r} for this Persimmon model, got {value!r}.")
-
-    def _set_labels(
-        self, num_labels: int | None, id2label: Mapping[Any, str] | None, label2id: Mapping[str, int] | None
-    ) -> None:
-        for name, labels in (("id2label", id2label), ("label2id", label2id)):
-            if labels is not None and not isinstance(labels, Mapping):
-                raise TypeError(f"{name} must be a dictionary or None, got {labels!r}.")
-        if id2label is None and label2id is not None and num_labels in (None, len(label2id)):
-            id2label = {index: label for label, index in label2id.items()}
-        if id2label is None:
-            self.id2label: dict[int, str] = {}
-            self.num_labels = 2 if num_labels is None else num_labels
-            return
-        try:
-            self.id2label = {int(index): label for index, label in id2label.items()}
-        except (TypeError, ValueError):
-            raise ValueError(f"id2label must map integers to names, got {dict(id2label)!r}.") from None
-        if num_labels is not None and num_labels != len(self.id2label):
-            raise ValueError(f"num_labels is {num_labels!r}, but id2label has {len(self.id2label)} labels.")
-        self.label2id: dict[str, int] = (
-            dict(label2id) if label2id is not None else {label: index for index, label in self.id2label.items()}
-        )
 
     def _set_rope(self, rope_parameters: Mapping[str, Any] | None, extra: dict[str, Any]) -> None:
         # A non-empty rope_scaling wins over rope_parameters, and both over the keys beside them, as in transformers.
@@ -182,10 +161,9 @@ class PersimmonConfig:
 
     @num_labels.setter
     def num_labels(self, number: int) -> None:
-        check_num_labels(number)
+        named = numbered_labels(number)
         if number != len(self.id2label):
-            self.id2label = {index: f"LABEL_{index}" for index in range(number)}
-            self.label2id = {label: index for index, label in self.id2label.items()}
+            self.id2label, self.label2id = named
 
     @property
     def head_dim(self) -> int:

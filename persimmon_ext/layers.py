@@ -259,9 +259,8 @@ class PersimmonMLP(nn.Module):
         # With gradients on, the pre-activation is kept for the backward pass rather than computed again.
         fused = self.hidden_act == "relu2" and can_fuse(self.dense_h_to_4h) and not torch.is_grad_enabled()
         hidden = self.dense_h_to_4h(x, relu2=True) if fused else self.act(self.dense_h_to_4h(x))
-        out: Tensor = (
-            self.dense_4h_to_h(hidden) if residual is None else project(self.dense_4h_to_h, hidden, residual=residual)
-        )
+        second = self.dense_4h_to_h
+        out: Tensor = second(hidden) if residual is None else project(second, hidden, residual=residual)
         return out
 
     def operands_behind(self, norm: LayerNorm) -> tuple[Any, ...]:
