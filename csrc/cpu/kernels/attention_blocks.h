@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.h"
+#include "block_product.h"
 #include "codes.h"
 #include "pairs.h"
 #include "shuffle.h"
@@ -93,5 +94,12 @@ PERSIMMON_INLINE vf exp_nonpositive(vf x) {
 }
 
 PERSIMMON_INLINE void fill_zero(float* x, int64_t n) { __builtin_memset(x, 0, sizeof(float) * n); }
+
+// c [rows, kKeyBlock] = a b^T, `inner` elements or pairs long, for the transposed block b.
+template <class E>
+PERSIMMON_INLINE void score_product(const BlockA<E>& a, const E* b_transposed, int64_t rows, int64_t inner, float* c) {
+  fill_zero(c, rows * kKeyBlock);
+  block_product(a, BlockB{b_transposed, kKeyBlock}, c, kKeyBlock, rows, kKeyBlock, inner);
+}
 
 }  // namespace persimmon::cpu::PERSIMMON_ISA

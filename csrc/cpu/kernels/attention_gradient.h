@@ -3,7 +3,6 @@
 #pragma once
 
 #include "attention_blocks.h"
-#include "block_product.h"
 
 namespace persimmon::cpu::PERSIMMON_ISA {
 
@@ -39,12 +38,5 @@ struct Tile {
   int64_t seen(int64_t r) const { return min_of(max_of(visible.end(t + r) - s, 0), keys); }
   int64_t first_query(int64_t j) const { return min_of(max_of(s + j - visible.offset - t, 0), rows); }
 };
-
-// c [rows, kKeyBlock] = a b^T, `inner` elements or pairs long, for the transposed block b.
-template <class E>
-PERSIMMON_INLINE void score_product(const BlockA<E>& a, const E* b_transposed, int64_t rows, int64_t inner, float* c) {
-  fill_zero(c, rows * kKeyBlock);
-  block_product(a, BlockB{b_transposed, kKeyBlock}, c, kKeyBlock, rows, kKeyBlock, inner);
-}
 
 }  // namespace persimmon::cpu::PERSIMMON_ISA

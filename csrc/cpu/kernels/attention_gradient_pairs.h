@@ -12,7 +12,8 @@ struct PairGradients {
   const GradientScratch& g;
   int64_t b, h;
 
-  // Whether whole vectors of pairs cover the rows.
+  // Whether whole vectors of pairs cover the rows. D is then a multiple of 32 and equals padded(D), so that rows of dq,
+  // dk and dv lie as far apart here as where they are read.
   static bool fits(const AttentionBackwardParams& p) {
     const int64_t odd_strides = (p.q.row_stride | p.k.row_stride | p.v.row_stride | p.dout.row_stride) % 2;
     return p.shape.D % (2 * kLanes) == 0 && odd_strides == 0;
@@ -46,24 +47,9 @@ struct PairGradients {
   }
 
  private:
-  // dst [count / 2, D] = pairs of rows 2 i and 2 i + 1; an odd last row is left out.
-  static void pair_rows(const bf16* src, int64_t row_stride, int64_t count, int64_t D, float* dst) {
-    for (int64_t r = 0; r + 2 <= count; r += 2) {
-      for (int64_t d = 0; d < D; d += kLanes) {
-        const __m512bh pair = interleave(src + r * row_stride + d, src + (r + 1) * row_stride + d);
-        _mm512_storeu_si512(dst + r / 2 * D + d, (__m512i)pair);
-      }
-    }
-  }
-
   static void round_rows(const float* x, int64_t rows, bf16* y) { to_pairs(x, rows * kKeyBlock, y); }
 
-  // c row += x * row, alone: what would be the partner of a pair may hold anything.
-  void add_row(float x, const bf16* row, float* c) const {
-    block_product(BlockA<float>{&x, 0, 0}, BlockB<bf16>{row, 0}, c, p.shape.D, 1, p.shape.D, 1);
-  }
-
-  // dq += dscores K.
+  // dq += dscores K. A row without a partner is added alone, here and below: what would be that may hold anything.
   void add_by_query(const Tile& tile, const bf16_pair* dscores, float* dq) const {
     const int64_t D = p.shape.D;
     const auto begin = [](int64_t) -> int64_t { return 0; };
@@ -73,7 +59,7 @@ struct PairGradients {
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t last = tile.seen(r) - 1;
       if (last < 0 || last % 2 != 0) continue;
-      add_row(g.score_gradient[r * kKeyBlock + last], row_of<bf16>(p.k, b, h, tile.s + last), dq + r * D);
+      add_row(g.score_gradient[r * kKeyBlock + last], row_of<bf16>(p.k, b, h, tile.s + last), dq + r * D, D);
     }
   }
 
@@ -91,7 +77,7 @@ struct PairGradients {
     for (int64_t j = 0; j < tile.keys; ++j) {
       const int64_t first = tile.first_query(j), last = tile.rows - 1;
       const auto add = [&](int64_t r) {
-        add_row(x[r * kKeyBlock + j], row_of<bf16>(rows, b, h, tile.t + r), c + j * D);
+        add_row(x[r * kKeyBlock + j], row_of<bf16>(rows, b, h, tile.t + r), c + j * D, D);
       };
       if (first % 2 == 1 && first < tile.rows) add(first);
       if (last % 2 == 0 && first <= last) add(last);

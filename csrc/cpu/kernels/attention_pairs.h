@@ -48,19 +48,13 @@ struct PairBlocks {
     k = row_of<bf16>(p.k, b, h, s), v = row_of<bf16>(p.v, b, h, s), keys = count;
     if (direct) return;
     load_transposed(pairs(k), k_stride / 2, keys, D / 2, u.k);
-    for (int64_t s = 0; s + 2 <= keys; s += 2) {
-      for (int64_t d = 0; d < D; d += kLanes) {
-        const __m512bh pair = interleave(v + s * v_stride + d, v + (s + 1) * v_stride + d);
-        _mm512_storeu_si512(u.v + s / 2 * D + d, (__m512i)pair);
-      }
-    }
+    pair_rows(v, v_stride, keys, D, u.v);
   }
 
   void score(int64_t r, int64_t n) {
     const bf16_pair* q = pairs(u.q) + r * D / 2;
     if (direct) return dot_scores(q, D / 2, pairs(k), k_stride / 2, n, keys, D / 2, u.scores);
-    fill_zero(u.scores, n * kKeyBlock);
-    block_product(BlockA{q, D / 2, 1}, BlockB{pairs(u.k), kKeyBlock}, u.scores, kKeyBlock, n, kKeyBlock, D / 2);
+    score_product(BlockA{q, D / 2, 1}, pairs(u.k), n, D / 2, u.scores);
   }
 
   template <class Seen>
@@ -78,10 +72,7 @@ struct PairBlocks {
     }
     for (int64_t i = 0; i < n; ++i) {  // an odd last key alone: what would be its partner may hold anything
       const int64_t last = seen(r + i) - 1;
-      if (last >= 0 && last % 2 == 0) {
-        block_product(BlockA<float>{u.scores + i * kKeyBlock + last, 0, 0}, BlockB{v + last * v_stride, 0}, out + i * D,
-                      D, 1, D, 1);
-      }
+      if (last >= 0 && last % 2 == 0) add_row(u.scores[i * kKeyBlock + last], v + last * v_stride, out + i * D, D);
     }
   }
 };

@@ -43,8 +43,7 @@ struct WideBlocks {
   void score(int64_t r, int64_t n) {
     const float* q = u.q + r * padded(D);
     if (direct) return dot_scores(q, padded(D), k, k_stride, n, keys, D, u.scores);
-    fill_zero(u.scores, n * kKeyBlock);
-    block_product(BlockA{q, padded(D), 1}, BlockB<float>{u.k, kKeyBlock}, u.scores, kKeyBlock, n, kKeyBlock, D);
+    score_product(BlockA<float>{q, padded(D), 1}, u.k, n, D, u.scores);
   }
 
   // u.out += p V for queries [r, r + n), over the keys that each has seen.

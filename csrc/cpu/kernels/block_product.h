@@ -89,6 +89,12 @@ PERSIMMON_INLINE void block_product(const A& a, const B& b, float* c, int64_t ld
   for (; i < rows; ++i) row_product<1>(a.from(i, 0), b, c + i * ldc, ldc, columns, inner);
 }
 
+// c [n] += x row, n a multiple of kLanes.
+template <class E>
+PERSIMMON_INLINE void add_row(const float& x, const E* row, float* c, int64_t n) {
+  block_product(BlockA<float>{&x, 0, 0}, BlockB<E>{row, 0}, c, n, 1, n, 1);
+}
+
 // block_product where row i takes part in [begin(i), end(i)) of the inner dimension only, both non-decreasing. What
 // lies outside is not read: the product of a zero of A and a NaN of B would be NaN.
 template <class A, class B, class Begin, class End>

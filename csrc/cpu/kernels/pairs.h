@@ -39,6 +39,16 @@ PERSIMMON_INLINE __m512bh interleave(const bf16* y, const bf16* x) {
   return (__m512bh)_mm512_permutex2var_epi16(low, _mm512_load_si512(kOrder), high);
 }
 
+// dst [count / 2, n] = pairs of rows 2 i and 2 i + 1 of n elements, a multiple of kLanes; an odd last row is left out.
+PERSIMMON_INLINE void pair_rows(const bf16* src, int64_t row_stride, int64_t count, int64_t n, float* dst) {
+  for (int64_t r = 0; r + 2 <= count; r += 2) {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const __m512bh pair = interleave(src + r * row_stride + i, src + (r + 1) * row_stride + i);
+      _mm512_storeu_si512(dst + r / 2 * n + i, (__m512i)pair);
+    }
+  }
+}
+
 // x [n] rounded to bf16, as pairs; n is rounded up to a multiple of 2 kLanes.
 PERSIMMON_INLINE void to_pairs(const float* x, int64_t n, void* pairs) {
   for (int64_t i = 0; i < n; i += 2 * kLanes) {
