@@ -55,13 +55,13 @@ for kernel in csrc/cuda/*.cu; do
   echo "$op tests/cuda_kernels/${op}_test.cpp" >>"$work/tests"
 done
 
-# compile LIST: every source of it to $work/NAME.o.
+# compile LIST STANDARD: every source of it to $work/NAME.o. Kernels are of the standard that they are built in.
 export nvcc architecture work
 compile() {
-  xargs -L 1 -P "${MAX_JOBS:-$(nproc)}" sh -c '"$nvcc" -std=c++20 -O2 -x cu -c -Icsrc -Itests/cuda_kernels \
+  standard=$2 xargs -L 1 -P "${MAX_JOBS:-$(nproc)}" sh -c '"$nvcc" "-std=$standard" -O2 -x cu -c -Icsrc -Itests/cuda_kernels \
     "-gencode=arch=compute_$architecture,code=sm_$architecture" "$2" -o "$work/$1.o"' compile <"$1"
 }
-compile "$work/tests" || {
+compile "$work/tests" c++20 || {
   echo "test_kernels_on_gpu: a test does not compile" >&2
   exit 1
 }
@@ -69,7 +69,7 @@ if [ "$run" = 0 ]; then  # the kernels themselves are compiled by check_kernels.
   echo "test_kernels_on_gpu: $(wc -l <"$work/tests") tests compile for sm_$architecture"
   exit 0
 fi
-compile "$work/kernels" || {
+compile "$work/kernels" c++17 || {
   echo "test_kernels_on_gpu: a kernel does not compile" >&2
   exit 1
 }
