@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ from benchmarks.timing import Sample, measure
 from benchmarks.weights import Filler
 
 Result = dict[str, Any]
+
+#: Behind an op of which a side couldn't be timed on the device alone.
+_HOST_MARK = " †"
 
 CASES: dict[str, Callable[[Shapes], Iterator[Case]]] = {
     "layer_norm": small_cases.layer_norm,
@@ -93,9 +96,9 @@ def as_result(op: str, case: Case, dtype: str, samples: dict[str, Sample], ceili
 
 
 def as_row(result: dict[str, Any]) -> dict[str, str]:
-    """The printed row of one result."""
+    """The printed row of one result; `notes` says what the mark behind an op means."""
     return {
-        "op": result["op"],
+        "op": result["op"] + (_HOST_MARK if _unqueued(result) else ""),
         "shape": result["shape"],
         "dtype": result["dtype"],
         "µs (p20–p80)": table.microseconds(result["sides"]["ours"]),
@@ -106,6 +109,20 @@ def as_row(result: dict[str, Any]) -> dict[str, str]:
         "× eager": f"{result['times_eager']:.2f}",
         "× best": f"{result['times_best']:.2f}",
     }
+
+
+def _unqueued(result: Result) -> list[str]:
+    """The sides whose times have the host's part in them."""
+    return [name for name, side in result["sides"].items() if not side.get("queued", True)]
+
+
+def notes(results: Iterable[Result]) -> list[str]:
+    """What to print below the rows of `results`: one line for each marked one."""
+    return [
+        f"{_HOST_MARK.strip()} {result['op']}, {result['shape']}: timed with the host's part: {', '.join(sides)}."
+        for result in results
+        if (sides := _unqueued(result))
+    ]
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -131,11 +148,18 @@ def run(arguments: list[str] | None = None) -> None:
     results: list[Result] = []
     left_out: list[str] = []
     end = None if chosen.budget is None else time.perf_counter() + chosen.budget
+
+    def out_of_time() -> bool:
+        return end is not None and time.perf_counter() > end
+
     bar = tqdm(chosen.only, unit="op", file=sys.stderr, disable=None)
     for op in bar:
         bar.set_description(op)
+        if out_of_time():  # before its first case is built, which may take gigabytes
+            left_out.append(op)
+            continue
         for case in CASES[op](shapes):
-            if end is not None and time.perf_counter() > end:
+            if out_of_time():
                 left_out.append(op)
                 break
             case.check()
@@ -164,7 +188,7 @@ def run(arguments: list[str] | None = None) -> None:
     typical = {"read_bytes_per_s": bandwidths[len(bandwidths) // 2], "matmul_flops": matmul}
     result |= {"ceilings": typical, "results": results, "left_out": left_out}
     print(table.heading(result), end="\n\n")
-    print(table.text([as_row(row) for row in results]))
+    print("\n".join([table.text([as_row(row) for row in results]), *notes(results)]))
     if left_out:
         print(f"\nOut of time, so at least a part is missing of {', '.join(left_out)}.")
     table.write_json(chosen.json, result)

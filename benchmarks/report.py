@@ -78,6 +78,7 @@ def markdown(results: Sequence[Result]) -> str:
         if result["program"] == "kernels":
             rows = [kernels.as_row(row) for row in result["results"]]
             parts.append(f"## Kernels\n\n{_conditions([result])}\n\n{table.markdown(rows)}")
+            parts += kernels.notes(result["results"])
     for program in ("decode", "prefill"):
         runs = [result for result in results if result["program"] == program]
         if runs:

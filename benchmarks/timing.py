@@ -13,9 +13,13 @@ import torch
 
 @dataclass(frozen=True)
 class Sample:
-    """Times of one function's runs, in seconds, sorted."""
+    """Times of one function's runs, in seconds, sorted.
+
+    `queued` is False where the device was to be timed alone and the host's part is in some of the times all the same.
+    """
 
     seconds: tuple[float, ...]
+    queued: bool = True
 
     @property
     def fastest(self) -> float:
@@ -33,13 +37,14 @@ class Sample:
         return self.seconds[low] + (place - low) * (self.seconds[high] - self.seconds[low])
 
     def as_dict(self) -> dict[str, float]:
-        """Median, 20th and 80th percentile in seconds, and the number of runs."""
-        return {
+        """Median, 20th and 80th percentile in seconds, and the number of runs; "queued" only where that is False."""
+        times = {
             "median_s": self.median,
             "p20_s": self.quantile(0.2),
             "p80_s": self.quantile(0.8),
             "runs": len(self.seconds),
         }
+        return times if self.queued else times | {"queued": False}
 
 
 def run_timed(function: Callable[[], Any], device: torch.device) -> float:
@@ -69,11 +74,12 @@ class DeviceQueue:
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
         self._delay = self._FIRST_DELAY
+        self.was_enough = True  # so far: False once the longest delay was too short
 
     def seconds(self, *stages: Callable[[], Any]) -> list[float]:
         """Device seconds of each of `stages`, which run one after the other on the current stream.
 
-        One that waits for the device can't be queued and is timed with the host's part after all.
+        One that waits for the device can't be queued and is timed with the host's part after all: see `was_enough`.
         """
         while True:
             events = [self._cuda.Event(enable_timing=True) for _ in range(len(stages) + 1)]
@@ -85,6 +91,7 @@ class DeviceQueue:
             was_late = events[-2].query()  # the device got to the last stage before all of it was queued
             events[-1].synchronize()
             if not was_late or self._delay >= self._LONGEST_DELAY:
+                self.was_enough &= not was_late
                 return [float(a.elapsed_time(b)) / 1e3 for a, b in pairwise(events)]
             self._delay *= 2
 
@@ -104,16 +111,11 @@ def measure(
 
     `flush` is called before every timed run, so that caches are as cold as in a model, whose weights don't fit into
     them; its own times are returned under "flush". `rest` is called between the two, untimed. `queued`: on CUDA, time
-    the device alone (:class:`DeviceQueue`), as is right for kernels; whole models are timed with the host's part, which
-    their users wait for too.
+    the device alone (:class:`DeviceQueue`), as is right for kernels; `Sample.queued` tells where that failed. Whole
+    models are timed with the host's part, which their users wait for too.
     """
     before = [stage for stage in (flush, rest) if stage is not None]
-    timers: dict[str, Callable[..., list[float]]] = {
-        name: DeviceQueue().seconds
-        if queued and device.type == "cuda"
-        else lambda *stages: [run_timed(stage, device) for stage in stages]
-        for name in sides
-    }
+    queues = {name: DeviceQueue() for name in sides} if queued and device.type == "cuda" else {}
     for function in sides.values():
         for _ in range(warmup):
             function()
@@ -125,11 +127,13 @@ def measure(
         if done >= 3 and time.perf_counter() - begin > budget_s:
             break
         for name in order:
-            seconds = timers[name](*before, sides[name])
+            stages = (*before, sides[name])
+            seconds = queues[name].seconds(*stages) if queues else [run_timed(stage, device) for stage in stages]
             times[name].append(seconds[-1])
             if flush is not None:
                 flushes.append(seconds[0])
         order.reverse()  # no side always runs second
+    late = {name for name, queue in queues.items() if not queue.was_enough}
     if flushes:
         times["flush"] = flushes
-    return {name: Sample(tuple(sorted(values))) for name, values in times.items()}
+    return {name: Sample(tuple(sorted(values)), queued=name not in late) for name, values in times.items()}

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from benchmarks import kernels as program
+from benchmarks import timing
+from benchmarks.cases import Case
 from benchmarks.timing import DeviceQueue
 
 
@@ -88,5 +92,28 @@ def test_what_waits_for_the_device_is_timed_all_the_same() -> None:
         device.launch(1e-6)
 
     queue = DeviceQueue(device)
+    assert queue.seconds(kernels(device, 1e-6)) == pytest.approx([1e-6])
+    assert queue.was_enough
     assert queue.seconds(reads_a_value) == pytest.approx([1e-6 + 1e-5 + 1e-6])
     assert len(device.delays) < 12
+    assert not queue.was_enough
+    queue.seconds(kernels(device, 1e-6))
+    assert not queue.was_enough, "an earlier time has the host's part in it"
+
+
+def test_times_with_the_hosts_part_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(dispatch=1e-5)
+    monkeypatch.setattr(timing, "DeviceQueue", lambda: DeviceQueue(device))
+    sides = {"ours": kernels(device, 1e-6), "eager": lambda: (device.launch(1e-6), device.synchronize())}
+    samples = timing.measure(sides, device=torch.device("cuda"), repeats=3, flush=kernels(device, 1e-4), queued=True)
+    marks = {name: sample.as_dict().get("queued") for name, sample in samples.items()}
+    assert marks == {"ours": None, "eager": False, "flush": None}
+
+    case = Case("5x64", *[sides["ours"]] * 3, bytes=100)
+    ceilings = {"read_bytes_per_s": 1e9, "matmul_flops": 1e9}
+    result = program.as_result("relu2", case, "float16", samples, ceilings)
+    assert program.as_row(result)["op"] == "relu2 †"
+    assert program.notes([result]) == ["† relu2, 5x64: timed with the host's part: eager."]
+    result["sides"]["eager"].pop("queued")
+    assert program.as_row(result)["op"] == "relu2"
+    assert not program.notes([result])
