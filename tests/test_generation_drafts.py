@@ -1,4 +1,4 @@
-"""A draft model whose cache follows the text, whatever became of its guesses."""
+"""A draft model whose cache follows the text, whatever became of its guesses; and what checking them costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from persimmon_ext.generation.drafts import DraftModel
+from persimmon_ext.generation.pace import _CHECKING
 from persimmon_ext.generation.sampling import Greedy
+from persimmon_ext.quantization import FORMATS
 
 V = 100
 
@@ -51,3 +53,7 @@ def test_guesses_that_were_right_are_not_computed_again() -> None:
     model.propose(text, 10, 4)
     model.propose(text, 15, 1)
     assert fed == [10, 1, 1, 1, 2]  # the fourth guess was never fed, nor was the token behind it
+
+
+def test_every_format_has_its_cost_of_checking() -> None:
+    assert set(_CHECKING) == {None, *FORMATS}
