@@ -193,12 +193,16 @@ def test_damaged_tensors(folder, name):
 
 
 @pytest.mark.parametrize("piece", [64, 2**22])
-def test_a_weight_that_is_not_finite(tmp_path, name, monkeypatch, piece):
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (1e300, torch.float64)])
+def test_a_weight_that_is_not_finite(tmp_path, name, monkeypatch, piece, value, dtype):
+    """Or isn't in float32, which scales and codes are made from."""
     monkeypatch.setattr(filling, "_PIECE", piece)
     model = make()
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    state[f"{MLP}.dense_4h_to_h.weight"][67, 7] = float("nan")
+    weight = f"{MLP}.dense_4h_to_h.weight"
+    state[weight] = state[weight].to(dtype)
+    state[weight][67, 7] = value
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         CheckpointError, match=r"dense_4h_to_h\.weight can't be quantised: there is .* NaN in its row 67\.$"

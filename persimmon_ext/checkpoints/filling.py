@@ -153,7 +153,7 @@ def _finite(name: str, first: int, rows: Tensor) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        row = first + int((~rows.isfinite()).any(dim=1).nonzero()[0])
+        row = first + int((~rows.float().isfinite()).any(dim=1).nonzero()[0])
         raise CheckpointError(f"{name} can't be quantised: there is an infinity or NaN in its row {row}.") from error
 
 
