@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from persimmon_ext import losses
 from persimmon_ext.config import PersimmonConfig
-from persimmon_ext.heads import keep_positions, run_decoder
 from persimmon_ext.layers import Linear
-from persimmon_ext.modeling import PersimmonModel
+from persimmon_ext.modeling import PersimmonModel, keep_positions, run_decoder
 from persimmon_ext.outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 from persimmon_ext.pretrained import PersimmonPreTrainedModel
 

@@ -1,4 +1,4 @@
-"""The decoder with a language-model head, and what heads share."""
+"""The decoder with a language-model head; beside it the classification heads, which have a file of their own."""
 
 from __future__ import annotations
 
@@ -10,24 +10,17 @@ from torch import Tensor, nn
 
 from persimmon_ext import generation, losses
 from persimmon_ext.cache import Cache
+from persimmon_ext.classification import PersimmonForSequenceClassification, PersimmonForTokenClassification
 from persimmon_ext.config import PersimmonConfig
 from persimmon_ext.decode_graphs import DecodeGraphs, GraphedPlan
 from persimmon_ext.decode_plan import DecodePlan
 from persimmon_ext.layers import Linear
-from persimmon_ext.modeling import PersimmonModel
-from persimmon_ext.outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-)
+from persimmon_ext.modeling import PersimmonModel, keep_positions, run_decoder
+from persimmon_ext.outputs import CausalLMOutputWithPast
 from persimmon_ext.pretrained import PersimmonPreTrainedModel
 from persimmon_ext.quantized_layers import QuantizedLinear
 
-
-def run_decoder(model: PersimmonModel, **arguments: Any) -> BaseModelOutputWithPast:
-    output = model(**arguments, return_dict=True)
-    if not isinstance(output, BaseModelOutputWithPast):
-        raise TypeError(f"The decoder must return its outputs by name, got {type(output).__name__}.")
-    return output
+__all__ = ["PersimmonForCausalLM", "PersimmonForSequenceClassification", "PersimmonForTokenClassification"]
 
 
 class PersimmonForCausalLM(PersimmonPreTrainedModel):
@@ -168,12 +161,3 @@ def check_before_running(inputs: Tensor | None, labels: Tensor | None, logits_to
     kept = logits_to_keep.shape[0] if isinstance(logits_to_keep, Tensor) else kept
     if labels is not None and tuple(labels.shape) != (B, kept):
         raise ValueError(f"labels must have shape [{B}, {kept}], got {list(labels.shape)}.")
-
-
-def keep_positions(hidden: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
-    """hidden [B, T, C] -> its last `logits_to_keep` positions (0: all), or those that an index tensor [K] names."""
-    if hidden is None:
-        raise TypeError("The decoder returned no last_hidden_state.")
-    if isinstance(logits_to_keep, int):
-        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-    return hidden[:, logits_to_keep]

@@ -164,3 +164,19 @@ class PersimmonModel(PersimmonPreTrainedModel):
             slots=slots.expand(B, T),
             output_attentions=output_attentions,
         )
+
+
+def run_decoder(model: PersimmonModel, **arguments: Any) -> BaseModelOutputWithPast:
+    output = model(**arguments, return_dict=True)
+    if not isinstance(output, BaseModelOutputWithPast):
+        raise TypeError(f"The decoder must return its outputs by name, got {type(output).__name__}.")
+    return output
+
+
+def keep_positions(hidden: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
+    """hidden [B, T, C] -> its last `logits_to_keep` positions (0: all), or those that an index tensor [K] names."""
+    if hidden is None:
+        raise TypeError("The decoder returned no last_hidden_state.")
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, logits_to_keep]
