@@ -25,6 +25,7 @@ from persimmon_ext.rope_parameters import (
 )
 
 CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 MODEL_TYPE = "persimmon"
 _DEFAULT_ROPE_THETA = 25000.0
 _DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5

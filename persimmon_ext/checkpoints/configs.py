@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persimmon_ext.checkpoints.folder import CONFIG_NAME
-from persimmon_ext.config import MODEL_TYPE, PersimmonConfig
+from persimmon_ext.config import CONFIG_NAME, MODEL_TYPE, PersimmonConfig
 
 _FUYU = "fuyu"
 _FUYU_ONLY = ("architectures", "text_config", "image_size", "patch_size", "num_channels", "image_token_id")

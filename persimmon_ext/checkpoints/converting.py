@@ -16,14 +16,14 @@ from tqdm import tqdm
 from persimmon_ext.checkpoints.adept import MD5, Rank, Release, find_release
 from persimmon_ext.checkpoints.adept_config import config_of, expected_shapes
 from persimmon_ext.checkpoints.errors import CheckpointError
-from persimmon_ext.checkpoints.folder import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFETENSORS_INDEX_NAME
+from persimmon_ext.checkpoints.folder import SAFETENSORS_INDEX_NAME
 from persimmon_ext.checkpoints.merging import check_shapes, merged
 from persimmon_ext.checkpoints.reading import open_weights
 from persimmon_ext.checkpoints.replacing import holds_weights, publish, staged, sync
 from persimmon_ext.checkpoints.safetensors_writer import Source, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_dtype, parse_size
 from persimmon_ext.checkpoints.writing import shard_names, split, write_index
-from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.config import CONFIG_NAME, GENERATION_CONFIG_NAME, PersimmonConfig
 from persimmon_ext.special_tokens import END_OF_TEXT
 from persimmon_ext.tokenizer import PersimmonTokenizer
 from persimmon_ext.vocabulary import check_fits

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
+from persimmon_ext.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from persimmon_ext.links import check_links, lies_inside
 from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 
-CONFIG_NAME = "config.json"
-GENERATION_CONFIG_NAME = "generation_config.json"
 SAFETENSORS_NAME = "model.safetensors"
 SAFETENSORS_INDEX_NAME = "model.safetensors.index.json"
 QUANTIZED_NAME = "quantized.safetensors"

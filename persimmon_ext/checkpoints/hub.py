@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from persimmon_ext.checkpoints.folder import (
-    CONFIG_NAME,
-    GENERATION_CONFIG_NAME,
     QUANTIZED_NAMES,
     SAFETENSORS_INDEX_NAME,
     SAFETENSORS_NAME,
     WEIGHT_NAMES,
     read_index,
 )
+from persimmon_ext.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from persimmon_ext.hub_files import HubRequest, find_or_download
 from persimmon_ext.tokenizer_files import TOKENIZER_FILES
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from persimmon_ext.checkpoints.adept import find_release
 from persimmon_ext.checkpoints.configs import fuyu_fields, read_config
 from persimmon_ext.checkpoints.converting import release_tokenizer, released_model
-from persimmon_ext.checkpoints.folder import CONFIG_NAME, WeightFiles, checkpoint_folder, find_weights
+from persimmon_ext.checkpoints.folder import WeightFiles, checkpoint_folder, find_weights
 from persimmon_ext.checkpoints.loading import stored_tensors
 from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, stored_format
 from persimmon_ext.checkpoints.reading import open_weights
 from persimmon_ext.checkpoints.replacing import settle
 from persimmon_ext.checkpoints.safetensors_writer import Source
 from persimmon_ext.checkpoints.weight_file import TensorInfo
-from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.config import CONFIG_NAME, PersimmonConfig
 from persimmon_ext.tokenizer import PersimmonTokenizer
 from persimmon_ext.tokenizer_files import MODEL_FILE
 

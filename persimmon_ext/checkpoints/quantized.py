@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from persimmon_ext.checkpoints.errors import CheckpointError
-from persimmon_ext.checkpoints.folder import CONFIG_NAME
+from persimmon_ext.config import CONFIG_NAME
 from persimmon_ext.quantization import FORMATS, Format, parse_format
 
 QUANTIZATION_FIELD = "quantization"

@@ -33,13 +33,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from persimmon_ext.checkpoints.errors import CheckpointError, listing
-from persimmon_ext.checkpoints.folder import (
-    CONFIG_NAME,
-    QUANTIZED_NAMES,
-    SAFETENSORS_INDEX_NAME,
-    SAFETENSORS_NAME,
-    WEIGHT_NAMES,
-)
+from persimmon_ext.checkpoints.folder import QUANTIZED_NAMES, SAFETENSORS_INDEX_NAME, SAFETENSORS_NAME, WEIGHT_NAMES
+from persimmon_ext.config import CONFIG_NAME
 
 _STAGING_PREFIX = ".saving-"
 _JOURNAL = "files.json"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from persimmon_ext.checkpoints.errors import listing
 from persimmon_ext.checkpoints.folder import (
-    CONFIG_NAME,
     QUANTIZED_INDEX_NAME,
     QUANTIZED_NAME,
     SAFETENSORS_INDEX_NAME,
@@ -26,7 +25,7 @@ from persimmon_ext.checkpoints.quantized import QUANTIZATION_FIELD, record
 from persimmon_ext.checkpoints.replacing import holds_weights, publish, staged
 from persimmon_ext.checkpoints.safetensors_writer import Source, differences, source_of, write_safetensors
 from persimmon_ext.checkpoints.targets import dtype_name, parse_size
-from persimmon_ext.config import PersimmonConfig
+from persimmon_ext.config import CONFIG_NAME, PersimmonConfig
 from persimmon_ext.dropped_rows import whole_rows
 from persimmon_ext.quantized_layers import quantized_format
 from persimmon_ext.trimmed_vocabulary import Trimmed, standard_name

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from persimmon_ext.checkpoints.folder import GENERATION_CONFIG_NAME
+from persimmon_ext.config import GENERATION_CONFIG_NAME
 from persimmon_ext.generation.warning import warn
 from persimmon_ext.links import check_links
 
