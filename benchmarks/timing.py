@@ -132,7 +132,7 @@ def measure(
             times[name].append(seconds[-1])
             if flush is not None:
                 flushes.append(seconds[0])
-        order.reverse()  # no side always runs second
+        order.append(order.pop(0))  # no side always runs behind the same one first
     late = {name for name, queue in queues.items() if not queue.was_enough}
     if flushes:
         times["flush"] = flushes
