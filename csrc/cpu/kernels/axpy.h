@@ -47,14 +47,18 @@ PERSIMMON_INLINE void look_up_pages(const char* row, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kPage) __builtin_prefetch(row + i, 0, kSecondCache);
 }
 
-// Called with every offset in turn: with each line of the rows, asks for as many lines of the next ones, row after row,
-// so that memory delivers long runs. The processor's own prefetcher stops at the end of a page, and reads on where rows
-// are left out. Into the second cache: the first has too few buffers for lines under way.
+// Lines to be asked for, from `next` to `end`.
+struct Lines {
+  const char *next, *end;
+};
+
+// Called with every offset in turn: with each line of the rows, as many lines of the next ones, row after row, so that
+// memory delivers long runs. The processor's own prefetcher stops at the end of a page, and reads on where rows are
+// left out.
 template <int R>
-PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
-  if (offset % kLine != 0 || s.ahead == R) return;
-  const char* line = s.next[s.ahead] + s.asked;
-  for (int r = 0; r < R; ++r) __builtin_prefetch(line + r * kLine, 0, kSecondCache);
+PERSIMMON_INLINE Lines lines_ahead(Streams<R>& s, int64_t offset) {
+  if (offset % kLine != 0 || s.ahead == R) return {};
+  const char* next = s.next[s.ahead] + s.asked;
   if (s.asked == 0 && s.ahead % kLookUps == 0) {
     for (int r = s.ahead; r < R && r < s.ahead + kLookUps; ++r) look_up_pages(s.later[r], s.bytes);
   }
@@ -63,6 +67,23 @@ PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
     s.asked = 0;
     ++s.ahead;
   }
+  return {next, next + R * kLine};
+}
+
+// Asks for up to `count` of the lines. Into the second cache: the first has too few buffers for lines under way.
+PERSIMMON_INLINE void ask(Lines& lines, int count) {
+  for (int i = 0; i < count && lines.next < lines.end; ++i, lines.next += kLine) {
+    __builtin_prefetch(lines.next, 0, kSecondCache);
+  }
+}
+
+// No instruction moves across: compilers gather prefetches.
+PERSIMMON_INLINE void keep_order() { asm volatile(""); }
+
+template <int R>
+PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
+  Lines lines = lines_ahead(s, offset);
+  if (lines.next != nullptr) ask(lines, R);
 }
 
 // `Weights` has a type H that activations are converted to, bf16 or float, and
