@@ -58,7 +58,7 @@ def test_empty(C: int, F: int, M: int) -> None:
     assert_as_exact_as_eager(ops.sparse_linear(x, weight, bias, residual), x, weight, bias, residual)
 
 
-@pytest.mark.parametrize("M", [1, 4])
+@pytest.mark.parametrize("M", [1, 4, 16])
 def test_real_sizes(M: int) -> None:
     x, weight, _, residual = inputs(M, 4096, 2048, 0.2, torch.bfloat16)
     assert_as_exact_as_eager(ops.sparse_linear(x, weight, None, residual), x, weight, None, residual)
@@ -87,7 +87,7 @@ def test_nan_counts_as_non_zero(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("M", [1, 2])
+@pytest.mark.parametrize("M", [1, 2, 9])  # a loop each in bf16
 @pytest.mark.parametrize("nonzeros", [1, 2, 3, 9])
 def test_an_infinite_weight_is_met_once(nonzeros: int, M: int, dtype: torch.dtype) -> None:
     """Rows are taken several at a time: what fills up the last ones must not multiply a weight."""
@@ -98,9 +98,10 @@ def test_an_infinite_weight_is_met_once(nonzeros: int, M: int, dtype: torch.dtyp
     assert torch.equal(ops.sparse_linear(x, weight.T, None, None), torch.full((M, 40), float("inf"), dtype=dtype))
 
 
+@pytest.mark.parametrize("M", [3, 11])
 @pytest.mark.parametrize("density", [0.1, 1.0])
-def test_same_bits_for_any_number_of_threads(density: float) -> None:
-    x, weight, _, _ = inputs(3, 515, 4099, density, torch.bfloat16)
+def test_same_bits_for_any_number_of_threads(density: float, M: int) -> None:
+    x, weight, _, _ = inputs(M, 515, 4099, density, torch.bfloat16)
     threads = torch.get_num_threads()
     try:
         results = []
