@@ -80,10 +80,11 @@ PERSIMMON_INLINE void ask(Lines& lines, int count) {
 // No instruction moves across: compilers gather prefetches.
 PERSIMMON_INLINE void keep_order() { asm volatile(""); }
 
+// Asks for all of them at once.
 template <int R>
 PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
   Lines lines = lines_ahead(s, offset);
-  if (lines.next != nullptr) ask(lines, R);
+  ask(lines, R);
 }
 
 // `Weights` has a type H that activations are converted to, bf16 or float, and

@@ -68,6 +68,7 @@ struct PairedColumns {
     pair_lines(lines, pairs);
   }
 
+  // Into the first cache. Several rows of x gain by it, a single one loses.
   template <int R>
   PERSIMMON_INLINE void prefetch_near(const Streams<R>& s, int64_t c) {
     for (int r = 0; r < R; ++r) __builtin_prefetch(s.row[r] + c * sizeof(T) + kNear);
@@ -102,21 +103,18 @@ struct PairedColumns {
     Pairs pairs[(R + 1) / 2];
     __m512bh factors[(R + 1) / 2];
     load_factors(h, factors);
+    const auto step = [&](int64_t c, __mmask32 mask) {
+      prefetch(streams, c * sizeof(T));
+      load_pairs(streams, c, mask, pairs);
+      add_dots(pairs, factors, sums + c);
+    };
     int64_t c = 0;
-    for (; c + 32 <= C; c += 32) {
-      prefetch(streams, c * sizeof(T));
-      load_pairs(streams, c, kAll, pairs);
-      add_dots(pairs, factors, sums + c);
-    }
-    if (c < C) {
-      prefetch(streams, c * sizeof(T));
-      load_pairs(streams, c, first(C - c), pairs);
-      add_dots(pairs, factors, sums + c);
-    }
+    for (; c + 32 <= C; c += 32) step(c, kAll);  // without a mask's cost
+    if (c < C) step(c, first(C - c));
   }
 
   // Bound by memory. Many requests at once hold up the loads behind them: they come after the loads, and those for the
-  // next rows a few with each row of x. 2 to 7 rows gain 4 to 15% where memory is fast.
+  // next rows a few with each row of x.
   template <int R>
   void add_to_few_rows(Streams<R>& streams, const bf16* h, float* sums) const {
     Pairs pairs[(R + 1) / 2];
@@ -136,8 +134,7 @@ struct PairedColumns {
     });
   }
 
-  // Bound by arithmetic: lines are loaded while those before them are at work. 8 and 16 rows gain 3 to 5%, int8 with 4
-  // rows or more 8 to 13%.
+  // Bound by arithmetic: lines are loaded while those before them are at work.
   template <int R>
   void add_to_many_rows(Streams<R>& streams, const bf16* h, float* sums) const {
     Pairs pairs[(R + 1) / 2];
@@ -145,7 +142,7 @@ struct PairedColumns {
     load_lines(streams, 0, first(C), lines);
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for (int64_t i = 0; i < columns; i += 32) {
-        if (sizeof(T) == 2) prefetch_near(streams, c + i);
+        if (sizeof(T) == 2) prefetch_near(streams, c + i);  // int8 loses by it
         prefetch(streams, (c + i) * sizeof(T));
         pair_lines(lines, pairs);
         const int64_t next = c + i + 32 < C ? c + i + 32 : c + i;  // at the end, the same once more
