@@ -97,10 +97,10 @@ def test_empty_int4_weights(M: int) -> None:
     assert torch.equal(ops.sparse_linear_int4(torch.zeros(M, 0), packed, scale, None, residual), residual)
 
 
-def sparse_products() -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
-    """Both sparse products on weights of 1000 hidden units, several chunks of rows, with what they stand for."""
-    codes, column_scale = quantization.quantize_hidden_major_int8(randn(200, 1000))
-    packed, scale = quantization.quantize_hidden_major_int4(randn(192, 1000))
+def sparse_products(hidden: int = 1000) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Both sparse products on weights of `hidden` units, several chunks of rows, with what they stand for."""
+    codes, column_scale = quantization.quantize_hidden_major_int8(randn(330, hidden))
+    packed, scale = quantization.quantize_hidden_major_int4(randn(320, hidden))
     return [
         (lambda x: ops.sparse_linear_int8(x, codes, column_scale, None, None), codes * column_scale),
         (
@@ -112,14 +112,15 @@ def sparse_products() -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
 
 @pytest.mark.parametrize("M", [1, 3])
 def test_sparse_forms_give_the_same_bits_for_any_number_of_threads(M: int) -> None:
-    x = randn(M, 1000).relu().bfloat16()
+    x = randn(M, 8000).relu().bfloat16()
     threads = torch.get_num_threads()
     try:
-        for product, _ in sparse_products():
+        for product, _ in sparse_products(8000):
             torch.set_num_threads(1)
             expected = product(x)
-            torch.set_num_threads(3)
-            assert torch.equal(product(x), expected)
+            for count in (2, 5, 12):  # whole rows, a part of them, a block of columns
+                torch.set_num_threads(count)
+                assert torch.equal(product(x), expected)
     finally:
         torch.set_num_threads(threads)
 

@@ -98,14 +98,15 @@ def test_an_infinite_weight_is_met_once(nonzeros: int, M: int, dtype: torch.dtyp
     assert torch.equal(ops.sparse_linear(x, weight.T, None, None), torch.full((M, 40), float("inf"), dtype=dtype))
 
 
-@pytest.mark.parametrize("M", [3, 11])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("M", [1, 3, 11])
 @pytest.mark.parametrize("density", [0.1, 1.0])
-def test_same_bits_for_any_number_of_threads(density: float, M: int) -> None:
-    x, weight, _, _ = inputs(M, 515, 4099, density, torch.bfloat16)
+def test_same_bits_for_any_number_of_threads(density: float, M: int, dtype: torch.dtype) -> None:
+    x, weight, _, _ = inputs(M, 515, 4099, density, dtype)
     threads = torch.get_num_threads()
     try:
         results = []
-        for count in (1, 2, 3):
+        for count in (1, 2, 3, 7, 20):  # whole rows, a part of them, a block of columns
             torch.set_num_threads(count)
             results.append(ops.sparse_linear(x, weight, None, None))
     finally:

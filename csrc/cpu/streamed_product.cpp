@@ -55,7 +55,7 @@ void streamed_product(SparseKernel kernel, const Product& p, const at::Tensor& w
       .dtype = p.dtype,
   };
   const int64_t row_bytes = weight.numel() / std::max<int64_t>(p.K, 1) * weight.element_size();
-  parallel(kernel, params, chunks, count / chunks * row_bytes);
+  parallel(kernel, params, chunks * blocks, count / chunks * row_bytes / blocks);
 
   const SumPartialsParams sum{
       .partials = partials.const_data_ptr<float>(),

@@ -30,15 +30,16 @@ struct Streams {
   int64_t asked = 0;  // bytes of it
 };
 
+// `bytes` of every row, of rows that lie `stride` bytes apart.
 template <int R>
-PERSIMMON_INLINE Streams<R> streams_of(const void* weight, int64_t bytes, const Passes& passes) {
+PERSIMMON_INLINE Streams<R> streams_of(const void* weight, int64_t stride, int64_t bytes, const Passes& passes) {
   const char* base = static_cast<const char*>(weight);
   Streams<R> s;
   s.bytes = bytes;
   for (int r = 0; r < R; ++r) {
-    s.row[r] = base + passes.rows[r] * bytes;
-    s.next[r] = base + passes.next[r] * bytes;
-    s.later[r] = base + passes.later[r] * bytes;
+    s.row[r] = base + passes.rows[r] * stride;
+    s.next[r] = base + passes.next[r] * stride;
+    s.later[r] = base + passes.later[r] * stride;
   }
   return s;
 }
@@ -87,16 +88,17 @@ PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
   ask(lines, R);
 }
 
-// `Weights` has a type H that activations are converted to, bf16 or float, and
+// `Weights` are some columns of W^T. It has a type H that activations are converted to, bf16 or float,
+//   Weights part(int64_t first, int64_t columns) const,   `first` a multiple of kSumColumns,
 //   template <int R> void add(const Passes& passes, const H* h, float* sums) const
 // which adds h[m * kPass + r] times row passes.rows[r] of W^T to the sums of row m of x, for r < R and m < M, while
 // asking for the next rows; and
 //   void finish(float* sums) const,   which brings the sums into the order of the columns.
 template <class Weights, class T>
 struct Axpy {
-  const Weights& weights;
+  Weights weights;
   const SparseLinearParams& p;
-  int64_t stop;  // the rows behind it are another thread's
+  int64_t stop;  // the rows behind it are not read next
 
   // h[r] for r < R; zero behind them
   PERSIMMON_INLINE void load_activations(const T (&x)[kPass], float* h) { store_up_to(h, load_up_to(x, kPass), kPass); }
@@ -138,12 +140,17 @@ PERSIMMON_INLINE void axpy(const Weights& weights, const SparseLinearParams& p, 
     const int64_t row = (p.count + kPass - 1) / kPass * chunk / p.chunks * kPass;
     return row < p.count ? row : p.count;
   };
-  const Axpy<Weights, T> axpy{weights, p, first(end)};
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    float* sums = p.partials + chunk * p.blocks * p.M * kSumColumns;
-    __builtin_memset(sums, 0, sizeof(float) * p.blocks * p.M * kSumColumns);
+  for (int64_t unit = begin; unit < end;) {
+    const int64_t chunk = unit / p.blocks, block = unit % p.blocks, column = block * kSumColumns;
+    const int64_t blocks = end - unit < p.blocks - block ? end - unit : p.blocks - block;
+    const int64_t columns = p.C - column < blocks * kSumColumns ? p.C - column : blocks * kSumColumns;
+    const int64_t last_chunk = blocks == p.blocks ? end / p.blocks : chunk + 1;  // whole rows go on in the next chunk
+    const Axpy<Weights, T> axpy{weights.part(column, columns), p, first(last_chunk)};
+    float* sums = p.partials + unit * p.M * kSumColumns;
+    __builtin_memset(sums, 0, sizeof(float) * blocks * p.M * kSumColumns);
     axpy.chunk(first(chunk), first(chunk + 1), sums);
-    weights.finish(sums);
+    axpy.weights.finish(sums);
+    unit += blocks;
   }
 }
 
@@ -169,12 +176,14 @@ PERSIMMON_INLINE void add_products(const vf (&v)[R], const float* h, float* sum,
 template <class T>
 struct WideColumns {
   using H = float;
-  const T* weight;  // [F, C]
-  int64_t M, C;
+  const T* weight;  // [F, C], rows `stride` elements apart
+  int64_t stride, M, C;
+
+  WideColumns part(int64_t first, int64_t columns) const { return {weight + first, stride, M, columns}; }
 
   template <int R>
   void add(const Passes& passes, const float* h, float* sums) const {
-    Streams<R> streams = streams_of<R>(weight, C * sizeof(T), passes);
+    Streams<R> streams = streams_of<R>(weight, stride * sizeof(T), C * sizeof(T), passes);
     const auto row = [&](int r) { return reinterpret_cast<const T*>(streams.row[r]); };
     if (M == 1) {
       vf factor[R];

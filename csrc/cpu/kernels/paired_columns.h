@@ -38,8 +38,10 @@ struct PairedColumns {
   using H = bf16;
   using Line = decltype(load_line(static_cast<const T*>(nullptr), 0));
   static constexpr __mmask32 kAll = ~__mmask32(0);
-  const T* weight;  // [F, C]
-  int64_t M, C;
+  const T* weight;  // [F, C], rows `stride` elements apart
+  int64_t stride, M, C;
+
+  PairedColumns part(int64_t first, int64_t columns) const { return {weight + first, stride, M, columns}; }
 
   PERSIMMON_INLINE __m512bh factor(const bf16* h) {
     uint32_t pair;
@@ -154,7 +156,7 @@ struct PairedColumns {
 
   template <int R>
   void add(const Passes& passes, const bf16* h, float* sums) const {
-    Streams<R> streams = streams_of<R>(weight, C * sizeof(T), passes);
+    Streams<R> streams = streams_of<R>(weight, stride * sizeof(T), C * sizeof(T), passes);
     if (M == 1) return add_to_one_row(streams, h, sums);
     const bool few = sizeof(T) == 2 && M < kPass;  // int8 codes take too much arithmetic
     few ? add_to_few_rows(streams, h, sums) : add_to_many_rows(streams, h, sums);

@@ -28,7 +28,7 @@ struct SparseLinearParams {
   const float* scale;   // sparse_linear_int4 only
   const int32_t* rows;  // [count]
   // [chunks, blocks, M, kSumColumns] out: the sums over a chunk of rows. Blocks of columns, so that the sums of all
-  // rows of x pass through the cache in one stream.
+  // rows of x pass through the cache in one stream. Unit i is block i % blocks of chunk i / blocks.
   float* partials;
   int64_t count, chunks;  // chunk i has the rows from count * i / chunks on
   int64_t M, C, F, blocks;
@@ -36,7 +36,7 @@ struct SparseLinearParams {
 };
 
 PERSIMMON_DECLARE_KERNEL(find_rows, FindRowsParams)               // one unit
-PERSIMMON_DECLARE_KERNEL(sparse_linear, SparseLinearParams)       // over chunks of rows
+PERSIMMON_DECLARE_KERNEL(sparse_linear, SparseLinearParams)       // over blocks of chunks
 PERSIMMON_DECLARE_KERNEL(sparse_linear_int8, SparseLinearParams)  // the same
 PERSIMMON_DECLARE_KERNEL(sparse_linear_int4, SparseLinearParams)  // the same
 

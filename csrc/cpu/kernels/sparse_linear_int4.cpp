@@ -7,18 +7,22 @@ inline constexpr int kGroupBytes = kInt4Group / 2;
 
 struct Int4Columns {
   using H = float;
-  const uint8_t* packed;  // [F, C/2]
-  const float* scale;     // [F, C/64]
-  int64_t M, C;
+  const uint8_t* packed;  // [F, C/2], rows stride / 2 apart
+  const float* scale;     // [F, C/64], rows stride / 64 apart
+  int64_t stride, M, C;
+
+  Int4Columns part(int64_t first, int64_t columns) const {
+    return {packed + first / 2, scale + first / kInt4Group, stride, M, columns};
+  }
 
   template <int R>
   void add(const Passes& passes, const float* h, float* sums) const {
-    const int64_t groups = C / kInt4Group;
-    Streams<R> streams = streams_of<R>(packed, C / 2, passes);
+    const int64_t groups = C / kInt4Group, row_groups = stride / kInt4Group;
+    Streams<R> streams = streams_of<R>(packed, stride / 2, C / 2, passes);
     const float* scale_of[R];
     for (int r = 0; r < R; ++r) {
-      scale_of[r] = scale + passes.rows[r] * groups;
-      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + passes.next[r] * groups + g);
+      scale_of[r] = scale + passes.rows[r] * row_groups;
+      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + passes.next[r] * row_groups + g);
     }
     for_each_sum_block(M, C, sums, [&](int64_t c, int64_t columns, float* block) {
       for (int64_t i = 0; i < columns; i += kInt4Group) {
@@ -71,9 +75,13 @@ struct Int4Columns {
 // makes a vector of sums, in an order that finish() undoes.
 struct Int4Words {
   using H = float;
-  const uint8_t* packed;  // [F, C/2]
-  const float* scale;     // [F, C/64]
-  int64_t M, C;
+  const uint8_t* packed;  // [F, C/2], rows stride / 2 apart
+  const float* scale;     // [F, C/64], rows stride / 64 apart
+  int64_t stride, M, C;
+
+  Int4Words part(int64_t first, int64_t columns) const {
+    return {packed + first / 2, scale + first / kInt4Group, stride, M, columns};
+  }
 
   // Nibble `place` of 16 bits, as a number: by a table of sixteen, or as low digits of a large float, which is then
   // subtracted. A half each, since the two keep different units of the processor busy.
@@ -117,13 +125,13 @@ struct Int4Words {
 
   template <int R>
   void add(const Passes& passes, const float* h, float* sums) const {
-    const int64_t groups = C / kInt4Group;
-    Streams<R> streams = streams_of<R>(packed, C / 2, passes);
+    const int64_t groups = C / kInt4Group, row_groups = stride / kInt4Group;
+    Streams<R> streams = streams_of<R>(packed, stride / 2, C / 2, passes);
     const float* scale_of[R];
     __m512 factors[R];
     for (int r = 0; r < R; ++r) {
-      scale_of[r] = scale + passes.rows[r] * groups;
-      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + passes.next[r] * groups + g);
+      scale_of[r] = scale + passes.rows[r] * row_groups;
+      for (int64_t g = 0; g < groups; g += kLine / 4) __builtin_prefetch(scale + passes.next[r] * row_groups + g);
       factors[r] = _mm512_set1_ps(h[r]);
     }
     int64_t g = 0;
@@ -163,9 +171,9 @@ void sparse_linear_int4(const SparseLinearParams& p, int64_t begin, int64_t end)
   with_type(p.dtype, [&](auto tag) {
     using T = decltype(tag);
 #if defined(__AVX512F__)
-    if (p.M == 1) return axpy<T>(Int4Words{packed, p.scale, p.M, p.C}, p, begin, end);
+    if (p.M == 1) return axpy<T>(Int4Words{packed, p.scale, p.C, p.M, p.C}, p, begin, end);
 #endif
-    axpy<T>(Int4Columns{packed, p.scale, p.M, p.C}, p, begin, end);
+    axpy<T>(Int4Columns{packed, p.scale, p.C, p.M, p.C}, p, begin, end);
   });
 }
 
