@@ -88,9 +88,9 @@ PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
   ask(lines, R);
 }
 
-// `Weights` are some columns of W^T. It has a type H that activations are converted to, bf16 or float,
-//   Weights part(int64_t first, int64_t columns) const,   `first` a multiple of kSumColumns,
-//   template <int R> void add(const Passes& passes, const H* h, float* sums) const
+// `Weights` stands for some columns of W^T. It has a type H that activations are converted to, bf16 or float;
+//   Weights part(int64_t first, int64_t columns) const,   of these columns, `first` a multiple of kSumColumns;
+//   template <int R> void add(const Passes& passes, const H* h, float* sums) const,
 // which adds h[m * kPass + r] times row passes.rows[r] of W^T to the sums of row m of x, for r < R and m < M, while
 // asking for the next rows; and
 //   void finish(float* sums) const,   which brings the sums into the order of the columns.
