@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from test_ops_contract import NAMES, samples
+from op_samples import NAMES, samples
 from torch import Tensor
 
 MUTATING = ("qk_norm_rope_append_", "decode_attention_")
