@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from helpers import DTYPES, assert_accurate, randn
 from torch import Tensor
 
-from persimmon_ext import _C, reference
+from persimmon_ext import reference
 from persimmon_ext.ops import attention, decode_attention_, decode_attention_int8_, qk_norm_rope, qk_norm_rope_append_
 
 
@@ -174,12 +170,3 @@ def test_operator_is_well_formed() -> None:
     arguments = (*decode_inputs(1, 2, 2, 16, torch.float32), *(torch.zeros(1, 2, 6, 16) for _ in range(2)))
     slots = torch.tensor([[2, 3]])
     torch.library.opcheck(torch.ops.persimmon_ext.decode_attention_.default, (*arguments, slots, None, 1e-5, 0.25))
-
-
-@pytest.mark.parametrize("isa", [name for name in _C.cpu_isas() if name != _C.cpu_isa()])
-def test_every_instruction_set(isa: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "is_append"]
-    run = subprocess.run(
-        command, env={**os.environ, "PERSIMMON_EXT_ISA": isa}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
