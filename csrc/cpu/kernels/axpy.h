@@ -88,8 +88,8 @@ PERSIMMON_INLINE void prefetch(Streams<R>& s, int64_t offset) {
   ask(lines, R);
 }
 
-// `Weights` stands for some columns of W^T. It has a type H that activations are converted to, bf16 or float;
-//   Weights part(int64_t first, int64_t columns) const,   of these columns, `first` a multiple of kSumColumns;
+// `Weights` stands for C columns of W^T. It has a type H that activations are converted to, bf16 or float;
+//   static Weights of(const SparseLinearParams& p, int64_t first, int64_t C),   `first` a multiple of kSumColumns;
 //   template <int R> void add(const Passes& passes, const H* h, float* sums) const,
 // which adds h[m * kPass + r] times row passes.rows[r] of W^T to the sums of row m of x, for r < R and m < M, while
 // asking for the next rows; and
@@ -135,7 +135,7 @@ struct Axpy {
 };
 
 template <class T, class Weights>
-PERSIMMON_INLINE void axpy(const Weights& weights, const SparseLinearParams& p, int64_t begin, int64_t end) {
+PERSIMMON_INLINE void axpy(const SparseLinearParams& p, int64_t begin, int64_t end) {
   const auto first = [&](int64_t chunk) {  // only the last chunk ends within a pass
     const int64_t row = (p.count + kPass - 1) / kPass * chunk / p.chunks * kPass;
     return row < p.count ? row : p.count;
@@ -145,7 +145,7 @@ PERSIMMON_INLINE void axpy(const Weights& weights, const SparseLinearParams& p, 
     const int64_t blocks = end - unit < p.blocks - block ? end - unit : p.blocks - block;
     const int64_t columns = p.C - column < blocks * kSumColumns ? p.C - column : blocks * kSumColumns;
     const int64_t last_chunk = blocks == p.blocks ? end / p.blocks : chunk + 1;  // whole rows go on in the next chunk
-    const Axpy<Weights, T> axpy{weights.part(column, columns), p, first(last_chunk)};
+    const Axpy<Weights, T> axpy{Weights::of(p, column, columns), p, first(last_chunk)};
     float* sums = p.partials + unit * p.M * kSumColumns;
     __builtin_memset(sums, 0, sizeof(float) * blocks * p.M * kSumColumns);
     axpy.chunk(first(chunk), first(chunk + 1), sums);
@@ -179,7 +179,9 @@ struct WideColumns {
   const T* weight;  // [F, C], rows `stride` elements apart
   int64_t stride, M, C;
 
-  WideColumns part(int64_t first, int64_t columns) const { return {weight + first, stride, M, columns}; }
+  static WideColumns of(const SparseLinearParams& p, int64_t first, int64_t C) {
+    return {static_cast<const T*>(p.weight) + first, p.C, p.M, C};
+  }
 
   template <int R>
   void add(const Passes& passes, const float* h, float* sums) const {

@@ -41,7 +41,9 @@ struct PairedColumns {
   const T* weight;  // [F, C], rows `stride` elements apart
   int64_t stride, M, C;
 
-  PairedColumns part(int64_t first, int64_t columns) const { return {weight + first, stride, M, columns}; }
+  static PairedColumns of(const SparseLinearParams& p, int64_t first, int64_t C) {
+    return {static_cast<const T*>(p.weight) + first, p.C, p.M, C};
+  }
 
   PERSIMMON_INLINE __m512bh factor(const bf16* h) {
     uint32_t pair;

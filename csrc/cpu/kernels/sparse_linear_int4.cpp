@@ -11,8 +11,8 @@ struct Int4Columns {
   const float* scale;     // [F, C/64], rows stride / 64 apart
   int64_t stride, M, C;
 
-  Int4Columns part(int64_t first, int64_t columns) const {
-    return {packed + first / 2, scale + first / kInt4Group, stride, M, columns};
+  static Int4Columns of(const SparseLinearParams& p, int64_t first, int64_t C) {
+    return {static_cast<const uint8_t*>(p.weight) + first / 2, p.scale + first / kInt4Group, p.C, p.M, C};
   }
 
   template <int R>
@@ -79,8 +79,8 @@ struct Int4Words {
   const float* scale;     // [F, C/64], rows stride / 64 apart
   int64_t stride, M, C;
 
-  Int4Words part(int64_t first, int64_t columns) const {
-    return {packed + first / 2, scale + first / kInt4Group, stride, M, columns};
+  static Int4Words of(const SparseLinearParams& p, int64_t first, int64_t C) {
+    return {static_cast<const uint8_t*>(p.weight) + first / 2, p.scale + first / kInt4Group, p.C, p.M, C};
   }
 
   // Nibble `place` of 16 bits, as a number: by a table of sixteen, or as low digits of a large float, which is then
@@ -167,13 +167,12 @@ struct Int4Words {
 #endif
 
 void sparse_linear_int4(const SparseLinearParams& p, int64_t begin, int64_t end) {
-  const uint8_t* packed = static_cast<const uint8_t*>(p.weight);
   with_type(p.dtype, [&](auto tag) {
     using T = decltype(tag);
 #if defined(__AVX512F__)
-    if (p.M == 1) return axpy<T>(Int4Words{packed, p.scale, p.C, p.M, p.C}, p, begin, end);
+    if (p.M == 1) return axpy<T, Int4Words>(p, begin, end);
 #endif
-    axpy<T>(Int4Columns{packed, p.scale, p.C, p.M, p.C}, p, begin, end);
+    axpy<T, Int4Columns>(p, begin, end);
   });
 }
 

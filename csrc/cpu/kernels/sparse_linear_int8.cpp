@@ -3,11 +3,10 @@
 namespace persimmon::cpu::PERSIMMON_ISA {
 
 void sparse_linear_int8(const SparseLinearParams& p, int64_t begin, int64_t end) {
-  const int8_t* codes = static_cast<const int8_t*>(p.weight);
 #if defined(__AVX512BF16__)
-  if (p.dtype == DType::bf16 && p.M > 1) return axpy<bf16>(PairedColumns<int8_t>{codes, p.C, p.M, p.C}, p, begin, end);
+  if (p.dtype == DType::bf16 && p.M > 1) return axpy<bf16, PairedColumns<int8_t>>(p, begin, end);
 #endif
-  with_type(p.dtype, [&](auto tag) { axpy<decltype(tag)>(WideColumns<int8_t>{codes, p.C, p.M, p.C}, p, begin, end); });
+  with_type(p.dtype, [&](auto tag) { axpy<decltype(tag), WideColumns<int8_t>>(p, begin, end); });
 }
 
 }  // namespace persimmon::cpu::PERSIMMON_ISA
